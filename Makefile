@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv; a second call finds it there. PYTHON=... chooses the interpreter: the first
+# here that runs (a shim may be there without running) and is new enough.
+NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(STAMPS)/demo ## sparsify a network trained on handwritten digits; prints a table, saves a picture
+	$(BIN)/sisopt demo
+
+test: lint ## lint, type check and the test suite
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMPS)/dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMPS)/dev ## timings against other solvers, accuracy beside time
+	$(BIN)/python -m pytest bench -s --benchmark-columns=min,median,stddev,rounds
+
+docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove what the targets build, .venv excepted
+	rm -rf build dist out docs/_build docs/generated .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find sisopt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra: installed again only when pyproject.toml changes.
+$(STAMPS)/venv:
+	@test -n "$(PYTHON)" || { echo 'sisopt needs Python >= 3.11 with venv: make PYTHON=/path/to/python ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/%: pyproject.toml | $(STAMPS)/venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@

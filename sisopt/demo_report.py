@@ -1,0 +1,122 @@
+"""The demo, shown: tables for a terminal and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+    from .demo import LayerRow, Result
+
+PICTURE_NAME = "sisopt-demo.png"
+OURS, MAGNITUDE = "sisopt", "magnitude pruning"
+
+
+def layer_table(result: Result) -> Table:
+    """Return the table of all layers at all sparsities; 80 columns hold it."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="Every layer, behind layers that are already sparse",
+        caption="error: ‖R(Z) − Y‖ / ‖Y‖, Y of the dense network\nmagnitude: largest weights kept, just as many",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("zeros", justify="right")
+    table.add_column("layer", no_wrap=True)
+    for heading in ("calibration\nerror", "held-out\nerror", "magnitude\nheld-out", "certified\ngap", "seconds"):
+        table.add_column(heading, justify="right")
+    previous: LayerRow | None = None
+    for row in result.layers:
+        if previous is not None and row.sparsity != previous.sparsity:
+            table.add_section()
+        table.add_row(
+            f"{1 - row.n_kept / row.size:.1%}",
+            row.layer,
+            f"{row.calibration_error:.4f}",
+            f"{row.held_out_error:.4f}",
+            f"{row.magnitude_error:.4f}",
+            f"{row.gap:.1e}",
+            f"{row.seconds:.2f}",
+        )
+        previous = row
+    return table
+
+
+def network_table(result: Result) -> Table:
+    """Return the table of the network's accuracy at all sparsities."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"Accuracy on {result.n_held_out} images that nothing was fitted to", box=box.SIMPLE_HEAD)
+    for heading in ("zeros", "dense", OURS, MAGNITUDE):
+        table.add_column(heading, justify="right", min_width=8)
+    for row in result.networks:
+        table.add_row(
+            f"{row.sparsity:.0%}",
+            f"{result.dense_accuracy:.1%}",
+            f"{row.accuracy:.1%}",
+            f"{row.magnitude_accuracy:.1%}",
+        )
+    return table
+
+
+def save_picture(result: Result, path: Path) -> Path:
+    """Draw accuracy against sparsity and the error-sparsity curve of a layer into a PNG file, and return its path."""
+    # The figure's own canvas instead of pyplot: no display is needed and the caller's backend is left alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _draw_accuracy(left, result)
+    _draw_errors(right, result)
+    figure.savefig(path, metadata={"Software": None})  # no version in the file: same result, same bytes
+    return path
+
+
+def curve_layer(result: Result) -> str:
+    """Return the name of the layer whose errors are drawn: the one with most weights."""
+    return max(result.layers, key=lambda row: row.size).layer
+
+
+def _draw_accuracy(axes: Axes, result: Result) -> None:
+    zeros = [100 * row.sparsity for row in result.networks]
+    ours = [100 * row.accuracy for row in result.networks]
+    magnitude = [100 * row.magnitude_accuracy for row in result.networks]
+    axes.axhline(100 * result.dense_accuracy, color="0.45", linestyle=":", label="dense network")
+    axes.plot(zeros, ours, color="C0", linestyle="-", marker="o", label=OURS)
+    axes.plot(zeros, magnitude, color="C1", linestyle="--", marker="s", markerfacecolor="white", label=MAGNITUDE)
+    axes.set_title("Handwritten digits, held out", fontsize=10)
+    axes.set_ylabel("accuracy in %")
+    _finish(axes, zeros, legend_at="lower left")
+
+
+def _draw_errors(axes: Axes, result: Result) -> None:
+    name = curve_layer(result)
+    rows = [row for row in result.layers if row.layer == name]
+    zeros = [100 * row.sparsity for row in rows]
+    ours = [row.held_out_error for row in rows]
+    calibration = [row.calibration_error for row in rows]
+    magnitude = [row.magnitude_error for row in rows]
+    axes.plot(zeros, magnitude, color="C1", linestyle="--", marker="s", markerfacecolor="white", label=MAGNITUDE)
+    axes.plot(zeros, ours, color="C0", linestyle="-", marker="o", label=OURS)
+    axes.plot(zeros, calibration, color="C0", linestyle="-.", marker=".", linewidth=1.0, label=f"{OURS}, calibration")
+    axes.set_ylim(bottom=0.0)
+    axes.set_title(f"Layer {name}, held out", fontsize=10)
+    axes.set_ylabel("‖R(Z) − Y‖ / ‖Y‖")
+    _finish(axes, zeros, legend_at="upper left")
+
+
+def _finish(axes: Axes, zeros: list[float], legend_at: str) -> None:
+    axes.set_xticks(zeros)
+    axes.set_xlabel("zeros in every layer, in %")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc=legend_at, frameon=False, fontsize=9)

@@ -1,0 +1,192 @@
+"""solve(): checks what is asked, runs the solver, certifies what it returns."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from .certificate import budget_bound, kkt_violation, penalized_bound, relative_gap, row_sums
+from .errors import ConvergenceWarning, InvalidInputError
+from .evaluation import Evaluation, evaluate
+from .goals import ErrorBudget, Goal, Penalized, Sparsity
+from .problem import LayerProblem
+from .pursuit import Pursuit
+from .solution import Progress, Solution, Status
+from .solvers.rounds import Controls, Iterate
+from .threads import resolve_threads
+from .validation import number, positive_integer
+
+Array = npt.NDArray[np.float64]
+
+METHODS = ("forward-backward",)
+LEAST_TOL = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
+ATTEMPTS = 3  # rounding to float32 may cost a little of the gap: then the solver is asked for more
+
+
+def solve(
+    problem: LayerProblem,
+    goal: Goal,
+    *,
+    method: str = "forward-backward",
+    tol: float = 1e-4,
+    max_iterations: int = 10_000,
+    max_seconds: float | None = None,
+    warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
+    callback: Callable[[Progress], object] | None = None,
+    n_threads: int | None = None,
+) -> Solution:
+    """Solve a layer's convex program and certify the answer.
+
+    Depending on the goal, with g the problem's penalty and phi its loss (see `LayerProblem`):
+
+    * ``Penalized(multiplier)``: minimise ``multiplier * g(W) + phi(W, b)``.
+    * ``ErrorBudget(...)``: minimise ``g(W)`` subject to ``sqrt(2 phi(W, b)) <= epsilon``.
+    * ``Sparsity(s)``: the solution of the above at the epsilon for which a fraction s of the weights is zero.
+
+    Parameters
+    ----------
+    problem : LayerProblem
+    goal : Penalized, ErrorBudget or Sparsity
+    method : {"forward-backward"}
+        Variable-metric forward-backward with Newton steps where they are cheaper.
+    tol : float, default 1e-4
+        Relative gap (objective - lower bound) / objective at which to stop; at least 1e-9, for float32 layers 1e-5.
+    max_iterations : int
+        Most steps of the slowest output neuron, over the whole search for the multiplier.
+    max_seconds : float, optional
+        Wall-clock limit, looked at between steps.
+    warm_start : Solution or (weight, bias), optional
+        Where to start: a solution of a neighbouring problem also tells its multiplier. Never modified.
+    callback : callable, optional
+        Called with a `Progress` after every round; a true value stops the solve.
+    n_threads : int, optional
+        Default: all cores that the process may use. The bits of the answer do not depend on it.
+
+    Returns
+    -------
+    Solution
+        At a limit, the best iterate that meets the goal (the dense layer at worst), with its gap and an honest status.
+
+    Raises
+    ------
+    InvalidInputError
+        If an argument is not what it should be.
+    InfeasibleBudgetError
+        If no weights keep the budget; says the least relative error that can be had.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the gap did not reach ``tol``.
+
+    References
+    ----------
+    S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
+    """
+    _check(problem, goal, method)
+    tol = _check_tol(tol, problem)
+    started = time.monotonic()
+    deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
+    iterations = positive_integer("max_iterations", max_iterations)
+    controls = Controls(iterations, started, deadline, callback, resolve_threads(n_threads))
+    pursuit = Pursuit(problem, goal, controls, warm_start)
+    accuracy = tol
+    for _ in range(ATTEMPTS):
+        iterate, stopped = pursuit.run(accuracy)
+        solution = _certify(pursuit, iterate, stopped, tol)
+        if stopped is not None or solution.gap <= tol:
+            break
+        accuracy *= 0.3
+    if solution.gap > tol:
+        msg = (
+            f"{solution.status.value}: gap {solution.gap:.2e} > tol {tol:.0e} after {solution.n_iterations} iterations "
+            f"and {solution.seconds:.3g} s; {_ADVICE[solution.status]}"
+        )
+        warnings.warn(msg, ConvergenceWarning, stacklevel=2)
+    return solution
+
+
+_ADVICE = {
+    Status.ITERATION_LIMIT: "raise max_iterations or tol, or warm-start from this solution",
+    Status.TIME_LIMIT: "raise max_seconds or tol, or warm-start from this solution",
+    Status.CALLBACK: "the callback returned a true value",
+    Status.STALLED: "raise tol, or pass float64 data",
+    Status.OPTIMAL: "",
+}
+
+
+def _check(problem: LayerProblem, goal: Goal, method: str) -> None:
+    if not isinstance(problem, LayerProblem):
+        msg = f"problem must be a LayerProblem, got {type(problem).__name__}"
+        raise InvalidInputError(msg)
+    if not isinstance(goal, Penalized | ErrorBudget | Sparsity):
+        msg = f"goal must be Penalized(...), ErrorBudget(...) or Sparsity(...), got {goal!r}"
+        raise InvalidInputError(msg)
+    if method not in METHODS:
+        msg = f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}"
+        raise InvalidInputError(msg)
+
+
+def _check_tol(tol: float, problem: LayerProblem) -> float:
+    tol = number("tol", tol, above=0.0)
+    least = LEAST_TOL[problem.weight.dtype]
+    if tol < least:
+        msg = f"tol must be at least {least:g} for {problem.weight.dtype} weights, got {tol:g}"
+        if least > LEAST_TOL[np.dtype(np.float64)]:
+            msg += "; pass float64 weights for more"
+        raise InvalidInputError(msg)
+    return tol
+
+
+def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: float) -> Solution:
+    """Round the iterate to the layer's dtype, evaluate it and the best dual point afresh, and say what that proves."""
+    problem, goal, controls = pursuit.problem, pursuit.goal, pursuit.controls
+    dtype = problem.weight.dtype
+    weight = iterate.weight.astype(dtype)
+    thresholds = pursuit.thresholds
+    at = evaluate(problem, weight.astype(np.float64), controls.n_threads)
+    pursuit.work += at.work
+    radius = math.sqrt(2.0 * float(at.rounded_loss.sum()))
+    penalty = row_sums(weight.astype(np.float64), at.gradient, at.loss, thresholds).objective
+    objective = penalty
+    if isinstance(goal, Penalized):
+        objective = goal.multiplier * penalty + float(at.rounded_loss.sum())
+
+    def bound(point: Array, where: Evaluation) -> float:
+        sums = row_sums(point, where.gradient, where.loss, thresholds)
+        if isinstance(goal, Penalized):
+            return penalized_bound(sums, goal.multiplier)
+        return budget_bound(sums, pursuit.epsilon if isinstance(goal, ErrorBudget) else radius)
+
+    lower = bound(weight.astype(np.float64), at)
+    other = pursuit.best_dual_point
+    if other is not None and relative_gap(objective, lower) > tol:
+        elsewhere = evaluate(problem, other, controls.n_threads)
+        pursuit.work += elsewhere.work
+        lower = max(lower, bound(other, elsewhere))
+    gap = relative_gap(objective, lower)
+    if isinstance(goal, ErrorBudget) and radius > pursuit.feasible_radius:
+        gap = math.inf
+    status = Status.OPTIMAL if gap <= tol else stopped or Status.STALLED
+    return Solution(
+        weight=weight,
+        bias=at.bias.astype(dtype) if problem.has_bias else None,
+        goal=goal,
+        objective=objective,
+        lower_bound=min(lower, objective) if gap < math.inf else lower,
+        gap=gap,
+        multiplier=iterate.multiplier,
+        radius=radius,
+        relative_error=radius / pursuit.empty_radius if pursuit.empty_radius > 0 else 0.0,
+        kkt_violation=kkt_violation(weight.astype(np.float64), at.gradient, thresholds, iterate.multiplier),
+        status=status,
+        n_iterations=pursuit.n_iterations,
+        n_products=pursuit.work / pursuit.work_unit,
+        seconds=time.monotonic() - controls.started,
+        history=tuple(pursuit.history),
+    )

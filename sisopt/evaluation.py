@@ -1,0 +1,105 @@
+"""The loss and its gradient at given weights, with the best bias: what certificates are computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from . import products
+from .gram_statistics import gram_statistics, is_quadratic
+from .kernels.intervals import gradient_rows, refit_bias_rows
+from .problem import LayerProblem
+from .threads import ordered_map, resolve_threads
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """phi and its gradient at weights W and their best bias.
+
+    ``loss`` (n_out,) and ``gradient`` (n_out, n_in) = (d phi / d Z)' X are taken at ``bias`` (n_out,), the best bias nearest
+    to the dense one; ``rounded_loss`` at that bias rounded to the dtype of the layer. ``work`` counts operations.
+    """
+
+    loss: Array
+    gradient: Array
+    bias: Array
+    rounded_loss: Array
+    work: float
+
+
+def evaluate(problem: LayerProblem, weight: Array, n_threads: int | None = None) -> Evaluation:
+    """Evaluate W (n_out, n_in), float64, over the data or, for problems made from a Gram matrix, over the sums."""
+    if problem.inputs is None:
+        return _evaluate_gram(problem, weight, 1)
+    return _evaluate_data(problem, weight, resolve_threads(n_threads))
+
+
+def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Evaluation:
+    X = problem.inputs
+    assert X is not None
+    shape = weight.shape
+    loss, rounded, gradient = np.empty(shape[0]), np.empty(shape[0]), np.empty(shape)
+    bias = problem.dense_bias
+    anchor = bias.copy()
+
+    def part(rows: slice) -> float:
+        target = problem.row_target(rows)
+        W = np.ascontiguousarray(weight[rows])
+        z = np.zeros(target.lo.shape)
+        work = 2.0 * z.size * shape[1]
+        if W.any():
+            products.forward(X, W, z)
+            work *= 2.0
+        b = bias[rows]  # a view: the refit below moves it
+        z += b[:, None]
+        every = np.arange(W.shape[0])
+        out, active = np.empty_like(z), np.empty(z.shape, np.bool_)
+        sides = (target.lo, target.hi, target.weights, target.sample_weights, target.center, target.fidelity)
+        if problem.has_bias:
+            work += 4.0 * z.shape[1] * refit_bias_rows(every, z, *sides, b, anchor[rows])
+        gradient_rows(every, z, *sides, out, active, loss[rows])
+        gradient[rows] = products.backward(out, X)
+        off = b.astype(problem.weight.dtype).astype(np.float64) - b
+        if off.any():
+            z += off[:, None]
+            gradient_rows(every, z, *sides, out, active, rounded[rows])
+        else:
+            rounded[rows] = loss[rows]
+        return work
+
+    work = sum(ordered_map(part, problem.chunks(), n_threads))
+    return Evaluation(loss, gradient, bias, rounded, work)
+
+
+def _evaluate_gram(problem: LayerProblem, weight: Array, n_threads: int) -> Evaluation:
+    statistics, work = gram_statistics(problem, n_threads)
+    scale = 1.0 + problem.fidelity
+    product = weight @ statistics.gram
+    loss = np.einsum("ij,ij->i", weight, product - 2.0 * statistics.cross) + statistics.energy
+    loss = 0.5 * scale * np.maximum(loss, 0.0)
+    bias = statistics.target_mean - weight @ statistics.input_mean
+    rounded = loss
+    if problem.has_bias:
+        off = bias.astype(problem.weight.dtype).astype(np.float64) - bias
+        rounded = loss + 0.5 * scale * statistics.total_weight * off**2
+    return Evaluation(loss, scale * (product - statistics.cross), bias, rounded, work)
+
+
+def empty_evaluation(problem: LayerProblem, n_threads: int | None = None) -> Evaluation:
+    """Evaluate the best constant layer: W = 0 with the best bias (b = 0 where none is fitted)."""
+    nothing = np.zeros(problem.weight.shape)
+    if is_quadratic(problem):  # the solver needs the sums anyway, and they cost no further product
+        return _evaluate_gram(problem, nothing, resolve_threads(n_threads))
+    return evaluate(problem, nothing, n_threads)
+
+
+def empty_radius(problem: LayerProblem, n_threads: int | None = None) -> float:
+    """Return epsilon_max, the radius of the best constant layer."""
+    key = f"empty_radius {problem.fidelity}"
+    if key not in problem._cache:
+        problem._cache[key] = float(np.sqrt(2.0 * empty_evaluation(problem, n_threads).loss.sum()))
+    return problem._cache[key]  # type: ignore[no-any-return]

@@ -1,0 +1,209 @@
+"""Everything that is computed on interval targets, one output neuron (row) at a time.
+
+Notation, for one row with samples k = 1..n and target S_k = [lo_k, hi_k]:
+
+    e_k     = z_k - clip(z_k, lo_k, hi_k)                                    residual
+    phi(z)  = 1/2 sum_k w_k e_k^2 + beta/2 sum_k v_k (z_k - c_k)^2           loss
+    phi'_k  = w_k e_k + beta v_k (z_k - c_k)                                 gradient
+
+``weights`` (w) has shape (rows, n), or (1, n) when all rows share it; ``sample_weights`` (v) has shape (n,);
+``center`` (c) is read only where ``beta > 0`` and may be a (1, 1) dummy otherwise.
+
+Both searches below look for the root of a function of one variable that is piecewise linear and never decreases, by
+Newton's method inside a bracket: exact as soon as the root's own piece is reached.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+MAX_ROOT_STEPS = 60
+MAX_EXTRAPOLATION = 32.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradient, active, phi):
+    """Write phi', the curvature pattern and phi of the listed rows.
+
+    ``active[i, k]`` is 1 where entry k is curved at z_k: outside its interval, or on a target that is one point.
+    """
+    n = z.shape[1]
+    shared = weights.shape[0] == 1
+    for i in rows:
+        w = weights[0] if shared else weights[i]
+        total = 0.0
+        for k in range(n):
+            value = z[i, k]
+            e = value - min(max(value, lo[i, k]), hi[i, k])
+            gradient[i, k] = w[k] * e
+            total += w[k] * e * e
+            active[i, k] = (e != 0.0) | (lo[i, k] == hi[i, k])
+        if beta > 0.0:
+            for k in range(n):
+                offset = z[i, k] - center[i, k]
+                pull = beta * sample_weights[k] * offset
+                gradient[i, k] += pull
+                total += pull * offset
+        phi[i] = 0.5 * total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _shift_slope(z, t, lo, hi, w):
+    """Return d/dt and d2/dt2 of 1/2 sum w e(z + t)^2."""
+    slope = 0.0
+    curvature = 0.0
+    for k in range(z.size):
+        value = z[k] + t
+        e = value - min(max(value, lo[k]), hi[k])
+        slope += w[k] * e
+        if e != 0.0:
+            curvature += w[k]
+    return slope, curvature
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _best_shift(z, lo, hi, w, v, center, beta, anchor):
+    """Return the t nearest to ``anchor`` among the minimisers of phi(z + t), and the number of passes over z."""
+    linear = 0.0
+    quadratic = 0.0
+    if beta > 0.0:
+        for k in range(z.size):
+            linear += beta * v[k] * (z[k] - center[k])
+            quadratic += beta * v[k]
+    if quadratic == 0.0:
+        lowest = -np.inf  # shifts in [lowest, highest] leave no residual at all
+        highest = np.inf
+        for k in range(z.size):
+            if w[k] > 0.0:
+                lowest = max(lowest, lo[k] - z[k])
+                highest = min(highest, hi[k] - z[k])
+        if lowest <= highest:
+            return min(max(anchor, lowest), highest), 1
+    left = -np.inf
+    right = np.inf
+    t = anchor
+    passes = 1
+    for _ in range(MAX_ROOT_STEPS):
+        slope, curvature = _shift_slope(z, t, lo, hi, w)
+        slope += linear + quadratic * t
+        curvature += quadratic
+        passes += 1
+        if slope > 0.0:
+            right = t
+        elif slope < 0.0:
+            left = t
+        else:
+            return t, passes
+        proposal = t - slope / curvature if curvature > 0.0 else t
+        if not (left < proposal < right):
+            proposal = 0.5 * (left + right)
+        if proposal == t or not np.isfinite(proposal):
+            return t, passes
+        t = proposal
+    return t, passes
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def refit_bias_rows(rows, z, lo, hi, weights, sample_weights, center, beta, bias, anchor):
+    """Move z and bias of the listed rows to the best bias nearest to ``anchor``; return the passes over rows made."""
+    shared = weights.shape[0] == 1
+    passes = 0
+    for i in rows:
+        w = weights[0] if shared else weights[i]
+        c = center[i] if beta > 0.0 else center[0]
+        t, count = _best_shift(z[i], lo[i], hi[i], w, sample_weights, c, beta, anchor[i] - bias[i])
+        passes += count
+        if t != 0.0:
+            bias[i] += t
+            for k in range(z.shape[1]):
+                z[i, k] += t
+    return passes
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _step_slope(z, step, alpha, lo, hi, w):
+    """Return d/dalpha and d2/dalpha2 of 1/2 sum w e(z + alpha step)^2."""
+    slope = 0.0
+    curvature = 0.0
+    for k in range(z.size):
+        value = z[k] + alpha * step[k]
+        e = value - min(max(value, lo[k]), hi[k])
+        slope += w[k] * e * step[k]
+        if e != 0.0:
+            curvature += w[k] * step[k] * step[k]
+    return slope, curvature
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _penalty_slopes(x, direction, alpha, thresholds):
+    """Return the left and the right derivative of sum_j thresholds_j |x_j + alpha direction_j| in alpha."""
+    left = 0.0
+    right = 0.0
+    for j in range(x.size):
+        d = direction[j]
+        if d != 0.0:
+            value = x[j] + alpha * d
+            if alpha == 1.0 and x[j] == -d:
+                value = 0.0
+            slope = thresholds[j] * abs(d)
+            if value == 0.0:
+                left -= slope
+                right += slope
+            elif (value > 0.0) == (d > 0.0):
+                left += slope
+                right += slope
+            else:
+                left -= slope
+                right -= slope
+    return left, right
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def line_search(z, step, lo, hi, w, v, center, beta, x, direction, thresholds, accuracy):
+    """Minimise phi(z + alpha step) + sum_j thresholds_j |x_j + alpha direction_j| over alpha in (0, 32].
+
+    The full step 1 is tried first and kept where it is the minimiser up to ``accuracy`` times the slope at 0.
+    Returns alpha (0 where the step does not descend) and the passes over z.
+    """
+    linear = 0.0
+    quadratic = 0.0
+    if beta > 0.0:
+        for k in range(z.size):
+            linear += beta * v[k] * (z[k] - center[k]) * step[k]
+            quadratic += beta * v[k] * step[k] * step[k]
+    start, _ = _step_slope(z, step, 0.0, lo, hi, w)
+    start += linear + _penalty_slopes(x, direction, 0.0, thresholds)[1]
+    if not start < 0.0:
+        return 0.0, 1
+    tolerance = accuracy * -start
+    left = 0.0
+    right = np.inf
+    alpha = 1.0
+    passes = 1
+    for _ in range(MAX_ROOT_STEPS):
+        slope, curvature = _step_slope(z, step, alpha, lo, hi, w)
+        slope += linear + quadratic * alpha
+        curvature += quadratic
+        below, above = _penalty_slopes(x, direction, alpha, thresholds)
+        below += slope
+        above += slope
+        passes += 1
+        if below <= tolerance and above >= -tolerance:
+            return alpha, passes
+        if above < 0.0:
+            left = alpha
+            proposal = alpha - above / curvature if curvature > 0.0 else MAX_EXTRAPOLATION
+        else:
+            right = alpha
+            proposal = alpha - below / curvature if curvature > 0.0 else 0.0
+        if proposal >= MAX_EXTRAPOLATION:
+            if left >= MAX_EXTRAPOLATION:
+                return left, passes
+            proposal = MAX_EXTRAPOLATION
+        if not (left < proposal < right):
+            proposal = 0.5 * (left + right)
+        if proposal == alpha:
+            return alpha, passes
+        alpha = proposal
+    return left, passes

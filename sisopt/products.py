@@ -1,0 +1,68 @@
+"""Products with the inputs, over fixed blocks of samples, in float64, counted.
+
+Every block is upcast on its own, so float32 inputs are never copied whole, and partial sums are added in block order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .threads import ordered_map
+
+Array = npt.NDArray[np.float64]
+
+BLOCK_BYTES = 1 << 22  # one block of samples in float64
+
+
+def sample_blocks(n_samples: int, n_in: int) -> Iterator[slice]:
+    """Yield the blocks of samples that every product runs over."""
+    size = max(64, BLOCK_BYTES // (8 * max(1, n_in)))
+    for start in range(0, n_samples, size):
+        yield slice(start, min(start + size, n_samples))
+
+
+def forward(inputs: npt.NDArray[Any], rows: Array, out: Array) -> Array:
+    """Write ``rows @ inputs.T`` to ``out``: (r, n_in) times (n_in, n_samples)."""
+    for block in sample_blocks(*inputs.shape):
+        np.matmul(rows, inputs[block].astype(np.float64, copy=False).T, out=out[:, block])
+    return out
+
+
+def backward(gradient: Array, inputs: npt.NDArray[Any]) -> Array:
+    """Return ``gradient @ inputs``: (r, n_samples) times (n_samples, n_in)."""
+    total = np.zeros((gradient.shape[0], inputs.shape[1]))
+    for block in sample_blocks(*inputs.shape):
+        total += gradient[:, block] @ inputs[block].astype(np.float64, copy=False)
+    return total
+
+
+def gram(inputs: npt.NDArray[Any], center: Array | None, sample_weights: Array | None, n_threads: int) -> Array:
+    """Return ``sum_k v_k (x_k - center)(x_k - center)'``; centred before it is summed, so that offsets cost no digits."""
+
+    def part(block: slice) -> Array:
+        X = inputs[block].astype(np.float64, copy=False)
+        if center is not None:
+            X = X - center
+        if sample_weights is not None:
+            X = X * np.sqrt(sample_weights[block, None])
+        return X.T @ X
+
+    total = np.zeros((inputs.shape[1], inputs.shape[1]))
+    for piece in ordered_map(part, sample_blocks(*inputs.shape), n_threads):
+        total += piece
+    return total
+
+
+def column_means(inputs: npt.NDArray[Any], sample_weights: Array | None) -> Array:
+    """Return the (weighted) mean of every input."""
+    total, weight = np.zeros(inputs.shape[1]), 0.0
+    for block in sample_blocks(*inputs.shape):
+        X = inputs[block].astype(np.float64, copy=False)
+        v = np.ones(X.shape[0]) if sample_weights is None else sample_weights[block]
+        total += v @ X
+        weight += v.sum()
+    return total / weight

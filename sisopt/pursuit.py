@@ -1,0 +1,203 @@
+"""Pursuit of a goal: the corner cases that need no search, the search, and what to return when it is cut short."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound, row_sums
+from .errors import InfeasibleBudgetError
+from .evaluation import empty_evaluation, evaluate
+from .goals import ErrorBudget, Goal, Penalized, Sparsity
+from .gram_statistics import is_quadratic
+from .problem import LayerProblem
+from .solution import Progress, Solution, Status
+from .solvers.forward_backward import DataRows
+from .solvers.multiplier import solve_budget, solve_penalized, solve_sparsity
+from .solvers.quadratic import QuadraticRows
+from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
+from .solvers.rows import Limits, State
+from .validation import as_float_array, check_shape
+
+Array = npt.NDArray[np.float64]
+
+LEAST_ERROR_ACCURACY = 1e-9  # of a solve without penalty, relative to the loss
+SMALL_MULTIPLIER = 1e-6  # relative to the largest: where a dual point for a budget of 0 is taken
+DENSE_ACCURACY = 1e-2
+
+
+class Pursuit:
+    """One call of solve: holds the solver's state between attempts at rising accuracy.
+
+    ``largest`` is the multiplier from which on W = 0 is optimal, ``epsilon`` the budget as a radius.
+    """
+
+    def __init__(
+        self,
+        problem: LayerProblem,
+        goal: Goal,
+        controls: Controls,
+        warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None,
+    ) -> None:
+        self.problem, self.goal, self.controls = problem, goal, controls
+        self.thresholds = problem.thresholds()
+        self.work_unit = 2.0 * problem.n_samples * problem.n_in * problem.n_out
+        empty = empty_evaluation(problem, controls.n_threads)
+        nothing = np.zeros(problem.weight.shape)
+        sums = row_sums(nothing, empty.gradient, empty.loss, self.thresholds)
+        self.empty_radius = sums.radius
+        self.largest = float(sums.dual_norm.max())
+        self.epsilon = 0.0
+        if isinstance(goal, ErrorBudget):
+            self.epsilon = goal.epsilon(self.empty_radius, problem.total_weight)
+        self._warm = warm_start
+        self._state = State.start(nothing, empty.bias.copy(), empty.loss)
+        self._state.work = empty.work
+        if warm_start is not None:
+            self._warm_up(warm_start)
+        self._rounds: Rounds | None = None
+        self._solver: RowSolver | None = None
+
+    @property
+    def history(self) -> list[Progress]:
+        """Progress of all rounds so far."""
+        return self._rounds.history if self._rounds is not None else []
+
+    @property
+    def best_dual_point(self) -> Array | None:
+        """Weights whose gradient gave the best bound, if they are not those returned."""
+        return self._rounds.bound_from if self._rounds is not None else None
+
+    @property
+    def n_iterations(self) -> int:
+        """Steps of the slowest row so far."""
+        return self._state.iterations
+
+    @property
+    def work(self) -> float:
+        """Floating-point work over samples so far."""
+        return self._state.work
+
+    @work.setter
+    def work(self, value: float) -> None:
+        self._state.work = value
+
+    @property
+    def feasible_radius(self) -> float:
+        """The radius up to which the budget counts as kept."""
+        slack = FEASIBILITY[self.problem.weight.dtype]
+        return self.epsilon * (1.0 + slack) if self.epsilon > 0 else slack * self.empty_radius
+
+    def run(self, tol: float) -> tuple[Iterate, Status | None]:
+        """Return the best iterate at a gap of ``tol``, and why the search was cut short if it was."""
+        if self._empty_is_optimal():
+            multiplier = self.goal.multiplier if isinstance(self.goal, Penalized) else max(self.largest, 1e-300)
+            return Iterate(np.zeros(self.problem.weight.shape), multiplier), None
+        if self._solver is None or self._rounds is None:
+            rows = QuadraticRows if is_quadratic(self.problem) else DataRows
+            self._solver = rows(self.problem, self._state, self.controls.n_threads)
+            self._rounds = Rounds(
+                self._solver, self.controls, self._score, self.work_unit, keep_last=isinstance(self.goal, Sparsity)
+            )
+        rounds, stopped = self._rounds, None
+        try:
+            self._search(rounds, tol if self._warm is None else tol / 0.9)  # so that a solution restarts as solved
+        except Stopped as reason:
+            stopped = reason.status
+        if rounds.best is None:
+            self._offer_dense(rounds)
+        return rounds.best or rounds.latest(), stopped
+
+    def _empty_is_optimal(self) -> bool:
+        if self.empty_radius == 0.0:
+            return True
+        if isinstance(self.goal, Penalized):
+            return self.goal.multiplier >= self.largest
+        if isinstance(self.goal, Sparsity):
+            return self._kept == 0 or self.largest == 0.0
+        if self.epsilon >= self.empty_radius:
+            return True
+        if self.largest == 0.0:
+            raise self._infeasible(self.empty_radius)
+        return False
+
+    @property
+    def _kept(self) -> int:
+        assert isinstance(self.goal, Sparsity)
+        return self.goal.kept(self.problem.weight.size)
+
+    def _infeasible(self, radius: float) -> InfeasibleBudgetError:
+        least = radius / self.empty_radius
+        msg = (
+            f"the error budget cannot be attained: relative_error {self.epsilon / self.empty_radius:.6g} (radius "
+            f"{self.epsilon:.6g}) was asked for, the least attainable relative_error is {least:.6g} (radius {radius:.6g}); "
+            "raise the budget"
+        )
+        return InfeasibleBudgetError(msg, least)
+
+    def _warm_up(self, warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None]) -> None:
+        given = warm_start.weight if isinstance(warm_start, Solution) else warm_start[0]
+        W = as_float_array("warm_start", given, 2, dtype=np.float64)
+        check_shape("warm_start", W, self.problem.weight.shape, "(that of weight)")
+        state = self._state
+        state.weight[:] = np.where(np.isinf(self.thresholds), 0.0, W)
+        state.value[:] = row_sums(state.weight, np.zeros(W.shape), state.loss, self.thresholds).value
+
+    def _start(self, cold: float) -> float:
+        """Return the multiplier to start from: the warm start's, or a fraction of the largest."""
+        if isinstance(self._warm, Solution) and 0.0 < self._warm.multiplier < self.largest:
+            return self._warm.multiplier
+        return cold * self.largest
+
+    def _score(self, sums: RowSums, multiplier: float) -> tuple[float, float, bool]:
+        """Return the goal's objective, a lower bound on its optimum, and whether the iterate meets it."""
+        if isinstance(self.goal, Penalized):
+            return multiplier * sums.objective + float(sums.loss.sum()), penalized_bound(sums, multiplier), True
+        if isinstance(self.goal, Sparsity):
+            return sums.objective, budget_bound(sums, sums.radius), True
+        return sums.objective, budget_bound(sums, self.epsilon), sums.radius <= self.epsilon * (1.0 + 1e-9)
+
+    def _search(self, rounds: Rounds, tol: float) -> None:
+        goal, size = self.goal, self.problem.weight.size
+        if isinstance(goal, Penalized):
+            solve_penalized(rounds, goal.multiplier, tol)
+        elif isinstance(goal, Sparsity):
+            if self._kept >= int(np.isfinite(self.thresholds).sum()):
+                self._dense(rounds)
+            else:
+                start = self._start(max(0.02, 0.25 * goal.sparsity**2))
+                solve_sparsity(rounds, self._kept, size, start, self.largest, tol)
+        elif self.epsilon == 0.0:
+            self._dense(rounds)
+        else:
+            start = self._start(min(max((self.epsilon / self.empty_radius) ** 2, 1e-4), 0.5))
+            solve_budget(
+                rounds, self.epsilon, start, self.largest, tol, self.empty_radius, lambda: self._least_error(rounds)
+            )
+
+    def _dense(self, rounds: Rounds) -> None:
+        """Offer the dense layer, after a round at a small multiplier for the sake of its dual point."""
+        rounds.run(SMALL_MULTIPLIER * self.largest, DENSE_ACCURACY * float(self._state.loss.sum()))
+        if not self._offer_dense(rounds):
+            self._least_error(rounds)
+
+    def _offer_dense(self, rounds: Rounds) -> bool:
+        """Offer the dense weights, which meet every budget unless the inputs changed or the mask forbids some."""
+        W = np.where(np.isinf(self.thresholds), 0.0, self.problem.weight)
+        at = evaluate(self.problem, W, self.controls.n_threads)
+        self.work += at.work
+        meets = float(np.sqrt(2.0 * at.loss.sum())) <= self.feasible_radius or not isinstance(self.goal, ErrorBudget)
+        if meets:
+            objective = row_sums(W, at.gradient, at.loss, self.thresholds).objective
+            rounds.offer(W, objective)
+        return meets
+
+    def _least_error(self, rounds: Rounds) -> None:
+        """Solve without a penalty; raise if even that misses the budget."""
+        state = self._state
+        tolerances = LEAST_ERROR_ACCURACY * state.loss + 1e-16 * self.empty_radius**2 / state.loss.size
+        rounds.solver.solve(0.0, tolerances, Limits(self.controls.max_iterations, self.controls.deadline))
+        sums = state.sums()
+        if isinstance(self.goal, ErrorBudget) and sums.radius > self.feasible_radius:
+            raise self._infeasible(sums.radius)
+        rounds.offer(state.weight.copy(), sums.objective)

@@ -1,0 +1,138 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .goals import Goal
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value is a sentence for people."""
+
+    OPTIMAL = "the certified gap reached the tolerance"
+    ITERATION_LIMIT = "stopped at max_iterations before the gap reached the tolerance"
+    TIME_LIMIT = "stopped at max_seconds before the gap reached the tolerance"
+    CALLBACK = "stopped by the callback before the gap reached the tolerance"
+    STALLED = "stopped at the precision of the arithmetic before the gap reached the tolerance"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State after one round: what callbacks receive and `Solution.history` keeps.
+
+    Attributes
+    ----------
+    round : int
+        Number of the round, from 1; a round solves the penalised program at one multiplier to some accuracy.
+    multiplier : float
+        lambda of that program.
+    objective : float
+        Of the iterate, as in `Solution`.
+    lower_bound : float
+        Best bound known on the goal's optimum.
+    gap : float
+        Relative gap of the iterate; infinite while it misses the budget.
+    radius : float
+        sqrt(2 phi) of the iterate.
+    n_nonzero : int
+        Non-zero weights of the iterate.
+    n_iterations : int
+        Iterations so far.
+    n_products : float
+        Products with the inputs so far.
+    seconds : float
+        Wall-clock seconds so far.
+    """
+
+    round: int
+    multiplier: float
+    objective: float
+    lower_bound: float
+    gap: float
+    radius: float
+    n_nonzero: int
+    n_iterations: int
+    n_products: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Sparse weights and the proof of how good they are.
+
+    Attributes
+    ----------
+    weight : ndarray, shape (n_out, n_in)
+        In the dtype of the dense layer, with exact zeros.
+    bias : ndarray, shape (n_out,), or None
+        Best bias for ``weight``, nearest to the dense one; None where the problem has none.
+    goal : Goal
+        What was asked for.
+    objective : float
+        g(W) for a budget or a sparsity; lambda g(W) + phi(W, b) for `Penalized`.
+    lower_bound : float
+        Certified: no (W, b) that meets the goal has a smaller objective. For `Sparsity`, none within the radius attained.
+    gap : float
+        (objective - lower_bound) / objective; 0 if the objective is 0, infinite if the budget is missed.
+    multiplier : float
+        lambda of the penalised program that ``weight`` solves.
+    radius : float
+        sqrt(2 phi(W, b)), attained by the returned (rounded) weights, in units of pre-activations.
+    relative_error : float
+        radius / epsilon_max, attained; 0 for a dead layer (epsilon_max = 0).
+    kkt_violation : float
+        Largest distance of -grad phi from lambda dg(W), relative to lambda.
+    status : Status
+    n_iterations : int
+        Steps taken by the slowest output neuron.
+    n_products : float
+        Floating-point work over samples divided by 2 n_samples n_in n_out, certificate included.
+    seconds : float
+        Wall-clock seconds.
+    history : tuple of Progress
+    """
+
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
+    goal: Goal
+    objective: float
+    lower_bound: float
+    gap: float
+    multiplier: float
+    radius: float
+    relative_error: float
+    kkt_violation: float
+    status: Status
+    n_iterations: int
+    n_products: float
+    seconds: float
+    history: tuple[Progress, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zero weights."""
+        return 1.0 - np.count_nonzero(self.weight) / self.weight.size
+
+    def __str__(self) -> str:
+        lines = (
+            ("goal", str(self.goal)),
+            ("status", f"{self.status.name}: {self.status.value}"),
+            ("sparsity", f"{self.sparsity:.2%} zeros in {self.weight.shape[0]} x {self.weight.shape[1]}"),
+            ("relative error", f"{self.relative_error:.4g} (radius {self.radius:.4g})"),
+            ("objective", f"{self.objective:.6g}, certified within {self.gap:.2e} (bound {self.lower_bound:.6g})"),
+            ("multiplier", f"{self.multiplier:.6g} (KKT violation {self.kkt_violation:.1e})"),
+            ("effort", f"{self.n_iterations} iterations, {self.n_products:.1f} products, {self.seconds:.3g} s"),
+        )
+        return "Solution\n" + "\n".join(f"  {name:<15} {text}" for name, text in lines)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Solution {self.status.name}: sparsity {self.sparsity:.4f}, relative_error {self.relative_error:.4g}, "
+            f"gap {self.gap:.1e}>"
+        )

@@ -1,0 +1,294 @@
+"""Forward-backward in a variable metric: the fast solver of the penalised program on interval targets.
+
+phi is 1-smooth in the metric of the Gram matrix G of the inputs, so for any weights V
+
+    lambda g(W) + phi(V) + <grad phi(V), W - V> + 1/2 ||X (W - V)'||**2
+
+lies above the objective and splits into one lasso per output neuron (row). The direction to its minimiser descends, and
+an exact line search on the piecewise quadratic objective takes it as far as it goes. A row may replace G by the Hessian
+of its own active samples (Newton's method); each row takes whichever is predicted to need fewer operations. The best
+bias is eliminated from the model and refitted exactly after each step. A row stops on its own certified gap.
+
+References: P. L. Combettes, V. R. Wajs, "Signal recovery by proximal forward-backward splitting", 2005; J. D. Lee, Y. Sun,
+M. A. Saunders, "Proximal Newton-type methods for minimizing composite functions", 2014.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import products
+from ..certificate import penalized_row_gaps, row_sums
+from ..gram_statistics import input_center, input_gram
+from ..kernels.intervals import gradient_rows, line_search, refit_bias_rows
+from ..problem import LayerProblem, RowTarget
+from ..threads import ordered_map
+from .newton import HessianSource, RowHessian
+from .rows import Limits, State, model_step, moved, scaled_thresholds
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+HESSIAN_BYTES = 256 << 20  # for the Hessians of all rows together
+NEAR = 0.95  # columns with a correlation above this fraction of the threshold join a row's model
+WIDE = 0.6  # and above this one its Hessian, so that it serves the next steps and multipliers too
+RIDGE = 1e-9  # relative to the Gram matrix's diagonal: curvature for columns that no active sample sees
+LINE_ACCURACY = 0.1
+LEAST_SCALE = 0.01
+NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
+GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
+MODEL_COST = 4.0  # an operation of the lasso kernel against one of a product
+DEFAULT_RATE = 0.5  # contraction of a row's gap before any has been seen
+
+
+@dataclass
+class _RowMemory:
+    """What a row remembers from step to step: its Hessian, when that was used, its last gap, its
+    contraction and its model's work."""
+
+    hessian: RowHessian | None = None
+    used: int = 0
+    gap: float = math.inf
+    rate: float = DEFAULT_RATE
+    scale: float = 1.0  # of the Gram metric: less than 1 where part of the samples is active
+    newton: bool = False
+    model_work: float = 0.0
+
+
+@dataclass
+class _Chunk:
+    """The arrays of a chunk of rows while it is solved; (rows, n_samples) unless said."""
+
+    target: RowTarget
+    weight: Array  # (rows, n_in), a view of the state
+    bias: Array  # (rows,), a view of the state
+    z: Array
+    scratch: Array  # the gradient, then the step in z
+    active: npt.NDArray[np.bool_]
+    loss: Array  # (rows,)
+    memory: list[_RowMemory]
+    tick: int  # counts row steps, across solves
+    work: float = 0.0
+
+    @property
+    def sides(self) -> tuple[Array, Array, Array, Array, Array, float]:
+        t = self.target
+        return t.lo, t.hi, t.weights, t.sample_weights, t.center, t.fidelity
+
+    def row_weights(self, i: int) -> Array:
+        return self.target.weights[i if self.target.weights.shape[0] > 1 else 0]
+
+
+@dataclass
+class DataRows:
+    """Solves of all rows over the data; see the module's docstring."""
+
+    problem: LayerProblem
+    state: State
+    n_threads: int
+    _memory: list[list[_RowMemory]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem = self.problem
+        assert problem.inputs is not None
+        gram, work = input_gram(problem, self.n_threads)
+        self.state.work += work
+        uniform = problem.entry_weights is None
+        v = np.ones(problem.n_samples) if problem.sample_weights is None else problem.sample_weights
+        top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
+        center = input_center(problem)
+        self._source = HessianSource(problem.inputs, center, gram, np.zeros(problem.n_in), v, uniform)
+        self._metric = (top + problem.fidelity) * gram if top + problem.fidelity != 1.0 else gram
+        self._ridge = RIDGE * np.diagonal(gram)
+        self._thresholds = problem.thresholds()
+        chunks = problem.chunks()
+        self._memory = [[_RowMemory() for _ in range(rows.stop - rows.start)] for rows in chunks]
+        self._chunk_bytes = HESSIAN_BYTES // len(chunks)
+
+    def solve(self, multiplier: float, tolerances: Array, limits: Limits) -> None:
+        """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
+
+        With ``multiplier`` 0 (no penalty: a refit) a row stops when its model promises a decrease below its tolerance.
+        """
+
+        def part(item: tuple[slice, list[_RowMemory]]) -> tuple[int, float]:
+            return self._solve_chunk(*item, multiplier, tolerances[item[0]], limits)
+
+        iterations = 0
+        for count, work in ordered_map(part, zip(self.problem.chunks(), self._memory, strict=True), self.n_threads):
+            iterations = max(iterations, count)
+            self.state.work += work
+        self.state.iterations += iterations
+
+    def _solve_chunk(
+        self, rows: slice, memory: list[_RowMemory], multiplier: float, tolerances: Array, limits: Limits
+    ) -> tuple[int, float]:
+        factors = self._thresholds[rows]
+        thresholds = scaled_thresholds(factors, multiplier)
+        chunk = self._open(rows, memory)
+        live = np.arange(chunk.bias.size)
+        for row in memory:
+            row.gap = math.inf
+        for iteration in range(limits.iterations + 1):
+            C = self._gradient(chunk, live)
+            sums = row_sums(chunk.weight[live], C, chunk.loss[live], factors[live])
+            self.state.put(rows.start + live, sums)
+            if multiplier > 0:
+                gaps = penalized_row_gaps(sums, multiplier)
+                keep = gaps > tolerances[live]
+                for i, gap in zip(live, gaps, strict=True):
+                    row = memory[i]
+                    if math.isfinite(row.gap) and row.gap > 0:
+                        row.rate = math.sqrt(row.rate * min(max(gap / row.gap, 0.05), 1.0))
+                    row.gap = gap
+                live, C = live[keep], C[keep]
+            if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
+                break
+            live = self._step(chunk, live, C, thresholds, tolerances, multiplier == 0)
+            if live.size == 0:
+                break
+        return iteration, chunk.work
+
+    def _open(self, rows: slice, memory: list[_RowMemory]) -> _Chunk:
+        """Produce the target of a chunk and its pre-activations at the current weights."""
+        problem, state = self.problem, self.state
+        assert problem.inputs is not None
+        target = problem.row_target(rows)
+        W, b = state.weight[rows], state.bias[rows]
+        z = np.zeros(target.lo.shape)
+        chunk = _Chunk(target, W, b, z, np.empty_like(z), np.zeros(z.shape, np.bool_), np.zeros(b.size), memory, max(row.used for row in memory))
+        if W.any():
+            products.forward(problem.inputs, W, z)
+            chunk.work += 2.0 * z.size * problem.n_in
+        z += b[:, None]
+        return chunk
+
+    def _gradient(self, chunk: _Chunk, live: Indices) -> Array:
+        """Refit the bias of the live rows exactly and return (d phi / dZ)' X for them, (live, n_in)."""
+        assert self.problem.inputs is not None
+        if self.problem.has_bias:
+            passes = refit_bias_rows(live, chunk.z, *chunk.sides, chunk.bias, chunk.bias.copy())
+            chunk.work += 4.0 * passes * chunk.z.shape[1]
+        gradient_rows(live, chunk.z, *chunk.sides, chunk.scratch, chunk.active, chunk.loss)
+        chunk.work += 2.0 * live.size * chunk.z.shape[1] * self.problem.n_in
+        every = live.size == chunk.bias.size
+        return products.backward(chunk.scratch if every else chunk.scratch[live], self.problem.inputs)
+
+    def _step(
+        self, chunk: _Chunk, live: Indices, C: Array, thresholds: Array, tolerances: Array, unpenalized: bool
+    ) -> Indices:
+        """Move every live row along its model's direction; return the rows that moved."""
+        assert self.problem.inputs is not None
+        D, shift = np.zeros((live.size, self.problem.n_in)), np.zeros(live.size)
+        models: list[tuple[Indices, Array]] = []
+        moving = np.ones(live.size, np.bool_)
+        for a, i in enumerate(live):
+            columns, d, shift[a] = self._direction(chunk, i, C[a], thresholds[i], tolerances[i], live.size)
+            D[a, columns] = d
+            models.append((columns, d))
+            if unpenalized:
+                moving[a] = -(C[a, columns] @ d) > tolerances[i]
+        step = chunk.scratch[: live.size]
+        products.forward(self.problem.inputs, D, step)
+        step += shift[:, None]
+        chunk.work += 2.0 * step.size * self.problem.n_in
+        lo, hi, _, v, center, beta = chunk.sides
+        for a in np.flatnonzero(moving):
+            i, (columns, d) = live[a], models[a]
+            x = chunk.weight[i, columns]
+            alpha, passes = line_search(
+                chunk.z[i], step[a], lo[i], hi[i], chunk.row_weights(i), v, center[i if beta > 0 else 0], beta,
+                x, d, thresholds[i, columns], LINE_ACCURACY,
+            )  # fmt: skip
+            chunk.work += 6.0 * passes * step.shape[1]
+            moving[a] = alpha > 0
+            row = chunk.memory[i]
+            if alpha > 0 and not row.newton:
+                row.scale = min(max(row.scale / alpha, LEAST_SCALE), 1.0)
+            if alpha > 0:
+                chunk.weight[i, columns] = moved(x, d, alpha)
+                chunk.z[i] += alpha * step[a]
+                chunk.bias[i] += alpha * shift[a]
+        return live[moving]
+
+    def _direction(
+        self, chunk: _Chunk, i: int, c: Array, thresholds: Array, tolerance: float, n_live: int
+    ) -> tuple[Indices, Array, float]:
+        """Return the columns and the direction of row i's model, and the step of its bias."""
+        row, w = chunk.memory[i], chunk.weight[i]
+        columns = np.flatnonzero((w != 0) | (np.abs(c) > NEAR * thresholds))
+        hessian = self._hessian(chunk, i, columns, np.abs(c), thresholds, tolerance, n_live)
+        row.newton = hessian is not None
+        if hessian is None:
+            H = row.scale * self._metric[np.ix_(columns, columns)]
+            cross, total = np.zeros(columns.size), 1.0
+        else:
+            columns = hessian.columns
+            H, cross, total = self._reduced(hessian)
+        d, row.model_work = model_step(H, c[columns], w[columns], thresholds[columns])
+        shift = 0.0
+        if self.problem.has_bias:
+            shift = -float(self._source.center[columns] @ d) - (float(cross @ d) / total if total > 0 else 0.0)
+        return columns, d, shift
+
+    def _reduced(self, hessian: RowHessian) -> tuple[Array, Array, float]:
+        """Return a row's curvature with fidelity and ridge added and the bias eliminated, its cross term and total."""
+        columns, beta, source = hessian.columns, self.problem.fidelity, self._source
+        H, cross, total = hessian.matrix.copy(), hessian.cross, hessian.total
+        if beta > 0:
+            H += beta * source.gram[np.ix_(columns, columns)]
+            cross = cross + beta * source.gram_cross[columns]
+            total += beta * float(source.sample_weights.sum())
+        if self.problem.has_bias and total > 0:
+            H -= np.outer(cross, cross / total)
+        H[np.diag_indices(columns.size)] += self._ridge[columns]
+        return H, cross, total
+
+    def _hessian(
+        self, chunk: _Chunk, i: int, columns: Indices, size: Array, thresholds: Array, tolerance: float, n_live: int
+    ) -> RowHessian | None:
+        """Return row i's Hessian, up to date, where it is cheaper than more steps in the Gram metric."""
+        row, weights = chunk.memory[i], chunk.row_weights(i)
+        chunk.tick += 1
+        row.used = chunk.tick
+        if row.hessian is not None and row.hessian.covers(columns):
+            chunk.work += self._source.update(row.hessian, chunk.active[i], weights)
+            return row.hessian
+        wide = np.flatnonzero((chunk.weight[i] != 0) | (size > WIDE * thresholds))
+        if 2 * wide.size > thresholds.size:
+            wide = np.flatnonzero(np.isfinite(thresholds))
+        elif row.hessian is not None:
+            wide = np.union1d(wide, row.hessian.columns)
+        n = chunk.z.shape[1]
+        product = 4.0 * n * self.problem.n_in * (1.0 + GEMM_OVERHEAD / n_live)
+        step = product + MODEL_COST * row.model_work
+        more = math.log(max(row.gap / tolerance, 2.0)) / -math.log(row.rate) if tolerance > 0 else math.inf
+        build = self._source.work(wide.size, np.count_nonzero(chunk.active[i]))
+        if build + NEWTON_STEPS * step > more * step:
+            return None
+        if not self._room(chunk, row, RowHessian.bytes_for(wide.size, n), n_live):
+            return None
+        row.hessian, work = self._source.build(wide, chunk.active[i], weights)
+        chunk.work += work
+        return row.hessian
+
+    def _room(self, chunk: _Chunk, row: _RowMemory, needed: int, n_live: int) -> bool:
+        """Make room for a row's Hessian within the chunk's share of the bytes by dropping those not used for longest.
+
+        Those in use by other live rows stay: rebuilding them every step would cost more than the row can win.
+        """
+        now = chunk.tick
+        held = sorted((other for other in chunk.memory if other.hessian is not None), key=lambda other: other.used)
+        free = self._chunk_bytes - sum(other.hessian.nbytes for other in held if other.hessian is not None)
+        for other in held:
+            if free >= needed:
+                break
+            if other is row or other.used < now - n_live:
+                assert other.hessian is not None
+                free += other.hessian.nbytes
+                other.hessian = None
+        return free >= needed

@@ -1,0 +1,89 @@
+"""What the solvers share: the state of all rows, the limits they work under, and the lasso step of one row."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..certificate import RowSums
+from ..kernels.coordinate_descent import lasso
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+MODEL_ACCURACY = 0.01  # optimality of a row's model step, relative to the violation that it starts from
+MAX_MODEL_ROUNDS = 100
+
+
+@dataclass
+class State:
+    """The iterate and what was last measured of it, all in float64.
+
+    ``weight`` (n_out, n_in), ``bias`` (n_out,); the sums of certificate.RowSums, each (n_out,); ``work`` is floating-point
+    work over samples, ``iterations`` the steps that the slowest row took.
+    """
+
+    weight: Array
+    bias: Array
+    value: Array
+    loss: Array
+    slope: Array
+    dual_norm: Array
+    work: float = 0.0
+    iterations: int = 0
+
+    @classmethod
+    def start(cls, weight: Array, bias: Array, loss: Array) -> State:
+        """Return the state at given weights (n_out, n_in), of which only the loss (n_out,) is known."""
+        n_out = weight.shape[0]
+        return cls(weight, bias, np.zeros(n_out), loss.copy(), np.zeros(n_out), np.full(n_out, np.inf))
+
+    def sums(self) -> RowSums:
+        """Return a copy of the sums of all rows."""
+        return RowSums(self.value.copy(), self.loss.copy(), self.slope.copy(), self.dual_norm.copy())
+
+    def put(self, rows: Indices, sums: RowSums) -> None:
+        """Store the sums of some rows."""
+        self.value[rows], self.loss[rows] = sums.value, sums.loss
+        self.slope[rows], self.dual_norm[rows] = sums.slope, sums.dual_norm
+
+
+@dataclass
+class Limits:
+    """When to stop regardless: iterations left, a deadline, or an order to cancel."""
+
+    iterations: int
+    deadline: float = np.inf
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def out_of_time(self) -> bool:
+        """Return whether no further step may start."""
+        return self.cancelled.is_set() or time.monotonic() >= self.deadline
+
+
+def model_step(curvature: Array, gradient: Array, start: Array, thresholds: Array) -> tuple[Array, float]:
+    """Return the direction of one row's lasso model, and the work spent on it.
+
+    The model is gradient'd + 1/2 d'Hd + sum_j thresholds_j |start_j + d_j|; arrays are (m,) and H = ``curvature`` (m, m).
+    """
+    x, r = start.copy(), gradient.copy()
+    signed = gradient + np.sign(start) * thresholds
+    violation = np.where(start != 0, np.abs(signed), np.maximum(np.abs(gradient) - thresholds, 0.0)).max(initial=0.0)
+    work = lasso(curvature, r, x, thresholds, MODEL_ACCURACY * violation, MAX_MODEL_ROUNDS)
+    return x - start, work
+
+
+def moved(start: Array, direction: Array, alpha: float) -> Array:
+    """Return start + alpha * direction, with exact zeros where a full step reaches zero."""
+    if alpha == 1.0:
+        return np.where(direction == -start, 0.0, start + direction)
+    return start + alpha * direction
+
+
+def scaled_thresholds(factors: Array, multiplier: float) -> Array:
+    """Return multiplier * factors, where an infinite factor (a weight that the mask forbids) stays infinite."""
+    return multiplier * factors if multiplier > 0 else np.where(np.isinf(factors), np.inf, 0.0)

@@ -1,0 +1,100 @@
+"""Arrays in: shapes, dtypes, finiteness, and every message about them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidInputError
+
+_CHECK_ENTRIES = 1 << 22  # entries examined at a time, so that a check never costs a copy
+
+
+def as_float_array(name: str, value: npt.ArrayLike, ndim: int | None, *, dtype: npt.DTypeLike = None) -> npt.NDArray[Any]:
+    """Return ``value`` as a read-only float32 or float64 view (a converted copy for other real dtypes).
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not real and numeric, has another number of dimensions or a non-finite entry.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        msg = f"{name} cannot be read as an array: {error}"
+        raise InvalidInputError(msg) from None
+    if array.dtype.kind not in "fiub":
+        msg = f"{name} must hold real numbers, got dtype {array.dtype}"
+        raise InvalidInputError(msg)
+    if ndim is not None and array.ndim != ndim:
+        msg = f"{name} must have {ndim} dimension{'s' if ndim != 1 else ''}, got shape {array.shape}"
+        raise InvalidInputError(msg)
+    if dtype is None:
+        dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.float64
+        if array.dtype == np.float16:
+            dtype = np.float32
+    array = array.astype(dtype, copy=False).view(np.ndarray)
+    check_finite(name, array)
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def check_finite(name: str, array: npt.NDArray[Any]) -> None:
+    """Raise if an entry is NaN or infinite, naming the first one; a few rows at a time."""
+    if array.ndim == 0:
+        array = array.reshape(1)
+    rows = max(1, _CHECK_ENTRIES // max(1, math.prod(array.shape[1:])))
+    for start in range(0, array.shape[0], rows):
+        finite = np.isfinite(array[start : start + rows])
+        if not finite.all():
+            index = np.argwhere(~finite)[0]
+            index[0] += start
+            place = ", ".join(map(str, index))
+            msg = f"{name} must be finite, got {array[tuple(index)]} at [{place}]; remove or impute such samples"
+            raise InvalidInputError(msg)
+
+
+def check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], meaning: str) -> None:
+    """Raise unless ``array`` has ``shape``; ``meaning`` tells where that shape comes from."""
+    if array.shape != shape:
+        msg = f"{name} must have shape {shape} {meaning}, got {array.shape}"
+        raise InvalidInputError(msg)
+
+
+def broadcast(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], meaning: str) -> npt.NDArray[Any]:
+    """Return ``array`` broadcast to ``shape`` (a view) or raise."""
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        msg = f"{name} must broadcast to {shape} {meaning}, got shape {array.shape}"
+        raise InvalidInputError(msg) from None
+
+
+def number(name: str, value: object, *, low: float = -math.inf, above: float = -math.inf) -> float:
+    """Return a finite float that is at least ``low`` and greater than ``above``."""
+    try:
+        result = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        result = math.nan
+    if not (math.isfinite(result) and result >= low and result > above):
+        bound = f" of at least {low:g}" if low > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        msg = f"{name} must be a finite number{bound}, got {value!r}"
+        raise InvalidInputError(msg)
+    return result
+
+
+def positive_integer(name: str, value: object) -> int:
+    """Return an integer of at least 1."""
+    try:
+        result = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        result = 0
+    if result < 1:
+        msg = f"{name} must be an integer of at least 1, got {value!r}"
+        raise InvalidInputError(msg)
+    return result
