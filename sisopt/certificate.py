@@ -64,7 +64,7 @@ def _caps(sums: RowSums) -> Array:
 def penalized_row_gaps(sums: RowSums, multiplier: float) -> Array:
     """Return lambda g(w_i) + phi_i minus its best lower bound, per neuron.
 
-    The bound of one neuron is max_t -t a_i - t**2 phi_i with a_i = slope_i - 2 phi_i and 0 <= t <= lambda / dual_norm_i.
+    The bound of one neuron is max_t -t a_i - t**2 phi_i, a_i = slope_i - 2 phi_i, over 0 <= t <= lambda / dual_norm_i.
     """
     return multiplier * sums.value + sums.loss - _penalized_row_bounds(sums, multiplier)
 

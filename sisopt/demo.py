@@ -35,16 +35,12 @@ class Settings:
         Passes over the training images.
     sparsities : tuple of float
         Fractions of zero weights to ask for, in every layer.
-    fidelity : float
-        The `sisopt.LayerProblem` argument: how much the plain distance to the dense pre-activations counts beside the
-        distance to what gives the same output.
     """
 
     seed: int = 0
     hidden: tuple[int, ...] = (256, 128)
     epochs: int = 80
     sparsities: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95)
-    fidelity: float = 0.0
 
 
 QUICK = Settings(hidden=(32, 24), epochs=30, sparsities=(0.5, 0.8))  # a look at it in seconds
@@ -159,7 +155,7 @@ def prune_by_magnitude(dense: Network, kept: Sequence[int]) -> Network:
 
 
 def sparsify_network(
-    dense: Network, images: Array, sparsity: float, fidelity: float = 0.0, on_layer: Callable[[int], None] | None = None
+    dense: Network, images: Array, sparsity: float, on_layer: Callable[[int], None] | None = None
 ) -> tuple[Network, list[float], list[float]]:
     """Return ``dense`` with every layer sparsified, and each layer's certified gap and seconds.
 
@@ -183,7 +179,6 @@ def sparsify_network(
             activation="identity" if index == last else "relu",
             sparsity=sparsity,
             preactivations=target,
-            fidelity=0.0 if index == last else fidelity,  # for the identity it would only scale the problem
         )
         seconds.append(perf_counter() - start)
         assert layer.bias is not None
@@ -240,7 +235,7 @@ def run(settings: Settings | None = None, progress: Progress | None = None) -> R
         def on_layer(index: int, done: int = 2 + number * n_layers, sparsity: float = sparsity) -> None:
             tell(done + index, total, f"{sparsity:.0%} zeros, layer {index + 1} of {n_layers}")
 
-        sparse, gaps, seconds = sparsify_network(dense, data.images, sparsity, settings.fidelity, on_layer)
+        sparse, gaps, seconds = sparsify_network(dense, data.images, sparsity, on_layer)
         kept = [int(np.count_nonzero(W)) for W in sparse.weights]
         pruned = prune_by_magnitude(dense, kept)  # the same number of weights, layer by layer
         calibration = output_errors(sparse, dense, data.images)

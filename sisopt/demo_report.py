@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,30 +92,33 @@ def _draw_accuracy(axes: Axes, result: Result) -> None:
     axes.axhline(100 * result.dense_accuracy, color="0.45", linestyle=":", label="dense network")
     axes.plot(zeros, ours, color="C0", linestyle="-", marker="o", label=OURS)
     axes.plot(zeros, magnitude, color="C1", linestyle="--", marker="s", markerfacecolor="white", label=MAGNITUDE)
-    axes.set_title("Handwritten digits, held out", fontsize=10)
-    axes.set_ylabel("accuracy in %")
+    axes.set_title("Accuracy on handwritten digits, held out", fontsize=10)
+    axes.set_ylabel("accuracy, %")
     _finish(axes, zeros, legend_at="lower left")
 
 
 def _draw_errors(axes: Axes, result: Result) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     name = curve_layer(result)
     rows = [row for row in result.layers if row.layer == name]
     zeros = [100 * row.sparsity for row in rows]
     ours = [row.held_out_error for row in rows]
-    calibration = [row.calibration_error for row in rows]
     magnitude = [row.magnitude_error for row in rows]
     axes.plot(zeros, magnitude, color="C1", linestyle="--", marker="s", markerfacecolor="white", label=MAGNITUDE)
     axes.plot(zeros, ours, color="C0", linestyle="-", marker="o", label=OURS)
-    axes.plot(zeros, calibration, color="C0", linestyle="-.", marker=".", linewidth=1.0, label=f"{OURS}, calibration")
-    axes.set_ylim(bottom=0.0)
-    axes.set_title(f"Layer {name}, held out", fontsize=10)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"Error of layer {name}, held out", fontsize=10)
     axes.set_ylabel("‖R(Z) − Y‖ / ‖Y‖")
     _finish(axes, zeros, legend_at="upper left")
 
 
-def _finish(axes: Axes, zeros: list[float], legend_at: str) -> None:
+def _finish(axes: Axes, zeros: list[float], legend_at: Literal["lower left", "upper left"]) -> None:
     axes.set_xticks(zeros)
-    axes.set_xlabel("zeros in every layer, in %")
+    axes.set_xlabel("zeros in every layer, %")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

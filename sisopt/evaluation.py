@@ -20,8 +20,8 @@ Array = npt.NDArray[np.float64]
 class Evaluation:
     """phi and its gradient at weights W and their best bias.
 
-    ``loss`` (n_out,) and ``gradient`` (n_out, n_in) = (d phi / d Z)' X are taken at ``bias`` (n_out,), the best bias nearest
-    to the dense one; ``rounded_loss`` at that bias rounded to the dtype of the layer. ``work`` counts operations.
+    ``loss`` (n_out,) and ``gradient`` (n_out, n_in) = (d phi / d Z)' X are taken at ``bias`` (n_out,), the best bias
+    nearest to the dense one; ``rounded_loss`` at that bias rounded to the layer's dtype. ``work`` counts operations.
     """
 
     loss: Array
@@ -41,7 +41,7 @@ def evaluate(problem: LayerProblem, weight: Array, n_threads: int | None = None)
 def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Evaluation:
     X = problem.inputs
     assert X is not None
-    shape = weight.shape
+    shape = (problem.n_out, problem.n_in)
     loss, rounded, gradient = np.empty(shape[0]), np.empty(shape[0]), np.empty(shape)
     bias = problem.dense_bias
     anchor = bias.copy()
@@ -49,7 +49,7 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
     def part(rows: slice) -> float:
         target = problem.row_target(rows)
         W = np.ascontiguousarray(weight[rows])
-        z = np.zeros(target.lo.shape)
+        z = np.zeros((W.shape[0], problem.n_samples))
         work = 2.0 * z.size * shape[1]
         if W.any():
             products.forward(X, W, z)
@@ -69,7 +69,7 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
             gradient_rows(every, z, *sides, out, active, rounded[rows])
         else:
             rounded[rows] = loss[rows]
-        return work
+        return float(work)
 
     work = sum(ordered_map(part, problem.chunks(), n_threads))
     return Evaluation(loss, gradient, bias, rounded, work)
@@ -103,3 +103,15 @@ def empty_radius(problem: LayerProblem, n_threads: int | None = None) -> float:
     if key not in problem._cache:
         problem._cache[key] = float(np.sqrt(2.0 * empty_evaluation(problem, n_threads).loss.sum()))
     return problem._cache[key]  # type: ignore[no-any-return]
+
+
+def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:
+    """Return ||R(Z) - Y||_F / ||Y||_F for weights (n_out, n_in) and bias (n_out,), Y the dense layer's outputs."""
+    difference = reference = 0.0
+    for rows in problem.chunks():
+        outputs, dense = problem.outputs(weight, bias, rows)
+        difference += float(np.sum((outputs - dense) ** 2))
+        reference += float(np.sum(dense**2))
+    if reference == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return float(np.sqrt(difference / reference))

@@ -34,7 +34,7 @@ class Penalized:
     def __post_init__(self) -> None:
         value = _number("multiplier", self.multiplier, 0.0, math.inf, "a positive finite number")
         if value == 0.0:
-            msg = "multiplier must be a positive finite number, got 0: without a penalty there is nothing to make sparse"
+            msg = "multiplier must be a positive finite number, got 0: then nothing makes W sparse"
             raise InvalidInputError(msg)
         object.__setattr__(self, "multiplier", value)
 

@@ -11,6 +11,7 @@ from . import products
 from .activations import Activation, get_activation
 from .errors import InvalidInputError, UnsupportedError
 from .problem import GramStatistics, LayerProblem
+from .threads import ordered_map
 from .validation import as_float_array, check_shape, positive_integer
 
 Array = npt.NDArray[np.float64]
@@ -49,6 +50,13 @@ def input_gram(problem: LayerProblem, n_threads: int) -> tuple[Array, float]:
     return problem._cache["gram"], 2.0 * problem.n_samples * problem.n_in**2
 
 
+def column_norms(problem: LayerProblem, n_threads: int) -> Array:
+    """Return how far every input reaches, sqrt(sum_k v_k (x_kj - m_j)**2), shape (n_in,)."""
+    statistics = problem.statistics
+    gram = statistics.gram if statistics is not None else input_gram(problem, n_threads)[0]
+    return np.sqrt(np.maximum(np.diagonal(gram), 0.0))
+
+
 def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatistics, float]:
     """Return the statistics of a quadratic problem and the work over samples of computing them."""
     if problem.statistics is not None:
@@ -74,7 +82,7 @@ def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatisti
         z *= v
         cross[rows] = products.backward(z, problem.inputs) - np.outer(z.sum(axis=1), center)
 
-    for _ in products.ordered_map(part, problem.chunks(), n_threads):
+    for _ in ordered_map(part, problem.chunks(), n_threads):
         pass
     statistics = GramStatistics(gram, cross, energy, center, mean, total)
     problem._cache["statistics"] = statistics
@@ -119,7 +127,7 @@ def statistics_from_sums(
     else:
         Q = _given("cross", cross, (n_out, n_in), needed=True, because="")
         z_square = _given("energy", energy, (n_out,), needed=True, because="cross is given")
-        z_sum = _given("target_sum", target_sum, (n_out,), needed=bias is not None, because="cross and a bias are given")
+        z_sum = _given("target_sum", target_sum, (n_out,), needed=bias is not None, because="cross and bias are given")
     if bias is None:
         return GramStatistics(gram, Q, z_square, np.zeros(n_in), np.zeros(n_out), float(count)), count
     center, mean = sums / count, z_sum / count

@@ -55,7 +55,10 @@ class WeightedL1:
     def __post_init__(self) -> None:
         weights = np.array(self.weights, dtype=np.float64, ndmin=2)
         if weights.ndim != 2 or not (np.isfinite(weights).all() and (weights > 0).all()):
-            msg = "penalty weights must be positive finite numbers that broadcast to (n_out, n_in); use mask= to fix weights at zero"
+            msg = (
+                "penalty weights must be positive finite numbers that broadcast to (n_out, n_in); "
+                "use mask= to fix weights at zero"
+            )
             raise InvalidInputError(msg)
         weights.flags.writeable = False
         object.__setattr__(self, "weights", weights)

@@ -42,8 +42,8 @@ class RowTarget:
 class GramStatistics:
     """Sufficient statistics of an identity layer, centred where the layer has a bias.
 
-    ``gram`` = sum_k v_k (x_k - m)(x_k - m)', ``cross`` = sum_k v_k (z_k - t)(x_k - m)', ``energy`` = sum_k v_k (z_k - t)**2,
-    with the means m and t (zero without a bias) and the total weight V = sum_k v_k.
+    ``gram`` = sum_k v_k (x_k - m)(x_k - m)', ``cross`` = sum_k v_k (z_k - t)(x_k - m)' and ``energy`` = sum_k v_k
+    (z_k - t)**2, with the means m and t (zero without a bias) and the total weight V = sum_k v_k.
     """
 
     gram: Array  # (n_in, n_in)
@@ -76,8 +76,8 @@ class LayerProblem:
     activation : str or Activation, default "identity"
         R: a name from `sisopt.activation_names` or an activation object.
     preactivations : array_like, shape (n_samples, n_out), optional
-        The dense network's pre-activations z, shift included. Default: ``inputs @ weight.T + bias + shift``. Given where
-        the inputs come from a network that is already sparse, while the target stays the dense network's.
+        The dense network's pre-activations z, shift included. Default: ``inputs @ weight.T + bias + shift``. Given
+        where the inputs come from a network that is already sparse, while the target stays the dense network's.
     shift : array_like, broadcastable to (n_samples, n_out), optional
         A known term s added before the activation, R(W x + b + s), such as a residual branch.
     tolerance : float, default 0
@@ -147,7 +147,8 @@ class LayerProblem:
         if shift is not None:
             s = broadcast("shift", as_float_array("shift", shift, None), data_shape, meaning)
         if entry_weights is not None:
-            omega = broadcast("entry_weights", as_float_array("entry_weights", entry_weights, None), data_shape, meaning)
+            omega = as_float_array("entry_weights", entry_weights, None)
+            omega = broadcast("entry_weights", omega, data_shape, meaning)
             _check_weights("entry_weights", omega)
         if sample_weights is not None:
             v = as_float_array("sample_weights", sample_weights, 1, dtype=np.float64)
@@ -296,13 +297,14 @@ class LayerProblem:
         return float(self.n_samples) if self.sample_weights is None else float(self.sample_weights.sum())
 
     def thresholds(self) -> Array:
-        """Return the penalty's factor of every |W_ij|, infinite where the mask forbids a weight, shape (n_out, n_in)."""
+        """Return the penalty's factor of every |W_ij|, (n_out, n_in), infinite where the mask forbids a weight."""
         factors = np.broadcast_to(self.penalty.thresholds(self.weight.shape), self.weight.shape)
         return factors if self.mask is None else np.where(self.mask, factors, np.inf)
 
     def chunks(self) -> list[slice]:
         """Return the chunks of output neurons that are solved together; they depend on the sizes alone."""
-        rows = min(MAX_CHUNK_ROWS, max(MIN_CHUNK_ROWS, -(-self.n_out // CHUNKS)), max(1, CHUNK_BYTES // (8 * self.n_samples)))
+        wanted = max(MIN_CHUNK_ROWS, -(-self.n_out // CHUNKS))
+        rows = min(MAX_CHUNK_ROWS, wanted, max(1, CHUNK_BYTES // (8 * self.n_samples)))
         return [slice(i, min(i + rows, self.n_out)) for i in range(0, self.n_out, rows)]
 
     def row_target(self, rows: slice) -> RowTarget:

@@ -41,7 +41,7 @@ def backward(gradient: Array, inputs: npt.NDArray[Any]) -> Array:
 
 
 def gram(inputs: npt.NDArray[Any], center: Array | None, sample_weights: Array | None, n_threads: int) -> Array:
-    """Return ``sum_k v_k (x_k - center)(x_k - center)'``; centred before it is summed, so that offsets cost no digits."""
+    """Return ``sum_k v_k (x_k - center)(x_k - center)'``, centred before it is summed: offsets then cost no digits."""
 
     def part(block: slice) -> Array:
         X = inputs[block].astype(np.float64, copy=False)

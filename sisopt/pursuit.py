@@ -130,8 +130,8 @@ class Pursuit:
         least = radius / self.empty_radius
         msg = (
             f"the error budget cannot be attained: relative_error {self.epsilon / self.empty_radius:.6g} (radius "
-            f"{self.epsilon:.6g}) was asked for, the least attainable relative_error is {least:.6g} (radius {radius:.6g}); "
-            "raise the budget"
+            f"{self.epsilon:.6g}) was asked for, the least attainable relative_error is {least:.6g} (radius "
+            f"{radius:.6g}); raise the budget"
         )
         return InfeasibleBudgetError(msg, least)
 
@@ -166,11 +166,12 @@ class Pursuit:
                 self._dense(rounds)
             else:
                 start = self._start(max(0.02, 0.25 * goal.sparsity**2))
-                solve_sparsity(rounds, self._kept, size, start, self.largest, tol)
+                solve_sparsity(rounds, self._kept, size, start, self.largest, tol, self.empty_radius)
         elif self.epsilon == 0.0:
             self._dense(rounds)
         else:
-            start = self._start(min(max((self.epsilon / self.empty_radius) ** 2, 1e-4), 0.5))
+            relative = self.epsilon / self.empty_radius
+            start = self._start(max(relative**3, 0.2 * relative**2, 1e-8))
             solve_budget(
                 rounds, self.epsilon, start, self.largest, tol, self.empty_radius, lambda: self._least_error(rounds)
             )

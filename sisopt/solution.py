@@ -77,7 +77,8 @@ class Solution:
     objective : float
         g(W) for a budget or a sparsity; lambda g(W) + phi(W, b) for `Penalized`.
     lower_bound : float
-        Certified: no (W, b) that meets the goal has a smaller objective. For `Sparsity`, none within the radius attained.
+        Certified: no (W, b) that meets the goal has a smaller objective. For `Sparsity`, none within the radius that
+        was attained.
     gap : float
         (objective - lower_bound) / objective; 0 if the objective is 0, infinite if the budget is missed.
     multiplier : float

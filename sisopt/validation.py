@@ -14,7 +14,9 @@ from .errors import InvalidInputError
 _CHECK_ENTRIES = 1 << 22  # entries examined at a time, so that a check never costs a copy
 
 
-def as_float_array(name: str, value: npt.ArrayLike, ndim: int | None, *, dtype: npt.DTypeLike = None) -> npt.NDArray[Any]:
+def as_float_array(
+    name: str, value: npt.ArrayLike, ndim: int | None, *, dtype: npt.DTypeLike | None = None
+) -> npt.NDArray[Any]:
     """Return ``value`` as a read-only float32 or float64 view (a converted copy for other real dtypes).
 
     Raises

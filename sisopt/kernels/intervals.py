@@ -18,11 +18,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+FAST = {"reassoc", "contract", "nsz"}  # lets sums vectorise; infinities, which the intervals hold, keep their meaning
 MAX_ROOT_STEPS = 60
 MAX_EXTRAPOLATION = 32.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradient, active, phi):
     """Write phi', the curvature pattern and phi of the listed rows.
 
@@ -48,7 +49,7 @@ def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradie
         phi[i] = 0.5 * total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def _shift_slope(z, t, lo, hi, w):
     """Return d/dt and d2/dt2 of 1/2 sum w e(z + t)^2."""
     slope = 0.0
@@ -62,7 +63,7 @@ def _shift_slope(z, t, lo, hi, w):
     return slope, curvature
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def _best_shift(z, lo, hi, w, v, center, beta, anchor):
     """Return the t nearest to ``anchor`` among the minimisers of phi(z + t), and the number of passes over z."""
     linear = 0.0
@@ -104,7 +105,7 @@ def _best_shift(z, lo, hi, w, v, center, beta, anchor):
     return t, passes
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def refit_bias_rows(rows, z, lo, hi, weights, sample_weights, center, beta, bias, anchor):
     """Move z and bias of the listed rows to the best bias nearest to ``anchor``; return the passes over rows made."""
     shared = weights.shape[0] == 1
@@ -121,7 +122,7 @@ def refit_bias_rows(rows, z, lo, hi, weights, sample_weights, center, beta, bias
     return passes
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def _step_slope(z, step, alpha, lo, hi, w):
     """Return d/dalpha and d2/dalpha2 of 1/2 sum w e(z + alpha step)^2."""
     slope = 0.0
@@ -135,7 +136,7 @@ def _step_slope(z, step, alpha, lo, hi, w):
     return slope, curvature
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def _penalty_slopes(x, direction, alpha, thresholds):
     """Return the left and the right derivative of sum_j thresholds_j |x_j + alpha direction_j| in alpha."""
     left = 0.0
@@ -159,7 +160,7 @@ def _penalty_slopes(x, direction, alpha, thresholds):
     return left, right
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def line_search(z, step, lo, hi, w, v, center, beta, x, direction, thresholds, accuracy):
     """Minimise phi(z + alpha step) + sum_j thresholds_j |x_j + alpha direction_j| over alpha in (0, 32].
 

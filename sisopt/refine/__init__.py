@@ -1,0 +1,1 @@
+"""After the convex program: exact counts and the values on a fixed support."""

@@ -9,8 +9,8 @@ an exact line search on the piecewise quadratic objective takes it as far as it 
 of its own active samples (Newton's method); each row takes whichever is predicted to need fewer operations. The best
 bias is eliminated from the model and refitted exactly after each step. A row stops on its own certified gap.
 
-References: P. L. Combettes, V. R. Wajs, "Signal recovery by proximal forward-backward splitting", 2005; J. D. Lee, Y. Sun,
-M. A. Saunders, "Proximal Newton-type methods for minimizing composite functions", 2014.
+References: P. L. Combettes, V. R. Wajs, "Signal recovery by proximal forward-backward splitting", 2005; J. D. Lee,
+Y. Sun, M. A. Saunders, "Proximal Newton-type methods for minimizing composite functions", 2014.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..kernels.intervals import gradient_rows, line_search, refit_bias_rows
 from ..problem import LayerProblem, RowTarget
 from ..threads import ordered_map
 from .newton import HessianSource, RowHessian
-from .rows import Limits, State, model_step, moved, scaled_thresholds
+from .rows import Limits, State, model_step, moved, scaled_thresholds, square
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -47,8 +47,10 @@ DEFAULT_RATE = 0.5  # contraction of a row's gap before any has been seen
 
 @dataclass
 class _RowMemory:
-    """What a row remembers from step to step: its Hessian, when that was used, its last gap, its
-    contraction and its model's work."""
+    """What a row remembers from step to step.
+
+    Its Hessian and when that was used, its last gap and how fast gaps contract, the work of its last model.
+    """
 
     hessian: RowHessian | None = None
     used: int = 0
@@ -80,7 +82,8 @@ class _Chunk:
         return t.lo, t.hi, t.weights, t.sample_weights, t.center, t.fidelity
 
     def row_weights(self, i: int) -> Array:
-        return self.target.weights[i if self.target.weights.shape[0] > 1 else 0]
+        weights: Array = self.target.weights[i if self.target.weights.shape[0] > 1 else 0]
+        return weights
 
 
 @dataclass
@@ -101,7 +104,8 @@ class DataRows:
         v = np.ones(problem.n_samples) if problem.sample_weights is None else problem.sample_weights
         top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
         center = input_center(problem)
-        self._source = HessianSource(problem.inputs, center, gram, np.zeros(problem.n_in), v, uniform)
+        weighted = not uniform or problem.sample_weights is not None
+        self._source = HessianSource(problem.inputs, center, gram, np.zeros(problem.n_in), v, uniform, weighted)
         self._metric = (top + problem.fidelity) * gram if top + problem.fidelity != 1.0 else gram
         self._ridge = RIDGE * np.diagonal(gram)
         self._thresholds = problem.thresholds()
@@ -140,7 +144,7 @@ class DataRows:
             if multiplier > 0:
                 gaps = penalized_row_gaps(sums, multiplier)
                 keep = gaps > tolerances[live]
-                for i, gap in zip(live, gaps, strict=True):
+                for i, gap in zip(live.tolist(), gaps.tolist(), strict=True):
                     row = memory[i]
                     if math.isfinite(row.gap) and row.gap > 0:
                         row.rate = math.sqrt(row.rate * min(max(gap / row.gap, 0.05), 1.0))
@@ -160,7 +164,10 @@ class DataRows:
         target = problem.row_target(rows)
         W, b = state.weight[rows], state.bias[rows]
         z = np.zeros(target.lo.shape)
-        chunk = _Chunk(target, W, b, z, np.empty_like(z), np.zeros(z.shape, np.bool_), np.zeros(b.size), memory, max(row.used for row in memory))
+        chunk = _Chunk(
+            target, W, b, z, np.empty_like(z), np.zeros(z.shape, np.bool_), np.zeros(b.size), memory,
+            tick=max(row.used for row in memory),
+        )  # fmt: skip
         if W.any():
             products.forward(problem.inputs, W, z)
             chunk.work += 2.0 * z.size * problem.n_in
@@ -186,7 +193,7 @@ class DataRows:
         D, shift = np.zeros((live.size, self.problem.n_in)), np.zeros(live.size)
         models: list[tuple[Indices, Array]] = []
         moving = np.ones(live.size, np.bool_)
-        for a, i in enumerate(live):
+        for a, i in enumerate(live.tolist()):
             columns, d, shift[a] = self._direction(chunk, i, C[a], thresholds[i], tolerances[i], live.size)
             D[a, columns] = d
             models.append((columns, d))
@@ -197,8 +204,8 @@ class DataRows:
         step += shift[:, None]
         chunk.work += 2.0 * step.size * self.problem.n_in
         lo, hi, _, v, center, beta = chunk.sides
-        for a in np.flatnonzero(moving):
-            i, (columns, d) = live[a], models[a]
+        for a in np.flatnonzero(moving).tolist():
+            i, (columns, d) = int(live[a]), models[a]
             x = chunk.weight[i, columns]
             alpha, passes = line_search(
                 chunk.z[i], step[a], lo[i], hi[i], chunk.row_weights(i), v, center[i if beta > 0 else 0], beta,
@@ -224,27 +231,28 @@ class DataRows:
         hessian = self._hessian(chunk, i, columns, np.abs(c), thresholds, tolerance, n_live)
         row.newton = hessian is not None
         if hessian is None:
-            H = row.scale * self._metric[np.ix_(columns, columns)]
+            H = square(self._metric, columns)
+            H *= row.scale
             cross, total = np.zeros(columns.size), 1.0
         else:
-            columns = hessian.columns
-            H, cross, total = self._reduced(hessian)
+            H, cross, total = self._reduced(hessian, columns)
         d, row.model_work = model_step(H, c[columns], w[columns], thresholds[columns])
         shift = 0.0
         if self.problem.has_bias:
             shift = -float(self._source.center[columns] @ d) - (float(cross @ d) / total if total > 0 else 0.0)
         return columns, d, shift
 
-    def _reduced(self, hessian: RowHessian) -> tuple[Array, Array, float]:
-        """Return a row's curvature with fidelity and ridge added and the bias eliminated, its cross term and total."""
-        columns, beta, source = hessian.columns, self.problem.fidelity, self._source
-        H, cross, total = hessian.matrix.copy(), hessian.cross, hessian.total
+    def _reduced(self, hessian: RowHessian, columns: Indices) -> tuple[Array, Array, float]:
+        """Return the curvature on ``columns`` with fidelity and ridge, the bias eliminated; its cross term and total."""
+        beta, source = self.problem.fidelity, self._source
+        place = np.searchsorted(hessian.columns, columns)
+        H, cross, total = square(hessian.matrix, place), hessian.cross[place], hessian.total
         if beta > 0:
-            H += beta * source.gram[np.ix_(columns, columns)]
+            H += beta * square(source.gram, columns)
             cross = cross + beta * source.gram_cross[columns]
             total += beta * float(source.sample_weights.sum())
         if self.problem.has_bias and total > 0:
-            H -= np.outer(cross, cross / total)
+            H -= cross[:, None] * (cross / total)
         H[np.diag_indices(columns.size)] += self._ridge[columns]
         return H, cross, total
 
@@ -267,7 +275,7 @@ class DataRows:
         product = 4.0 * n * self.problem.n_in * (1.0 + GEMM_OVERHEAD / n_live)
         step = product + MODEL_COST * row.model_work
         more = math.log(max(row.gap / tolerance, 2.0)) / -math.log(row.rate) if tolerance > 0 else math.inf
-        build = self._source.work(wide.size, np.count_nonzero(chunk.active[i]))
+        build = self._source.work(wide.size, int(np.count_nonzero(chunk.active[i])))
         if build + NEWTON_STEPS * step > more * step:
             return None
         if not self._room(chunk, row, RowHessian.bytes_for(wide.size, n), n_live):

@@ -22,6 +22,7 @@ EXPECTED = 0.3  # distance from the target that a secant step is expected to lea
 LEAST_LOG_RATIO = math.log(1e-9)  # multipliers below this fraction of the largest count as zero
 LEAST_ACCURACY = 1e-12
 LEAST_TIGHTENING = 1e-8
+NEGLIGIBLE = 1e-4
 SCALINGS = 4
 MAX_STRIDE = math.log(30.0)
 MAX_ROUNDS = 60
@@ -86,7 +87,13 @@ def solve_penalized(rounds: Rounds, multiplier: float, tol: float) -> None:
 
 
 def solve_budget(
-    rounds: Rounds, epsilon: float, start: float, largest: float, tol: float, empty_radius: float, least: Callable[[], None]
+    rounds: Rounds,
+    epsilon: float,
+    start: float,
+    largest: float,
+    tol: float,
+    empty_radius: float,
+    least: Callable[[], None],
 ) -> None:
     """Find the multiplier whose radius is ``epsilon``.
 
@@ -100,8 +107,10 @@ def solve_budget(
     x, distance, tighten, steps = math.log(start), 1.0, TIGHT, -1
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
-        # A penalised gap G moves the radius by a factor of about 1 +- sqrt(G / phi): stay below the distance expected.
-        needed = tighten * tol * multiplier * float(state.value.sum())
+        # A penalised gap G moves the radius by a factor of about 1 +- sqrt(G / phi): stay below the distance expected,
+        # and near the target below what scaling can mend.
+        objective = multiplier * float(state.value.sum())
+        needed = tighten * tol * objective * min(1.0, (objective / (epsilon * empty_radius)) ** 2)
         sums = rounds.run(multiplier, max(needed, 0.1 * min(EXPECTED * distance, 1.0) ** 2 * epsilon**2))
         if rounds.gap <= SAFETY * tol:
             return
@@ -147,10 +156,12 @@ def _scale_to(
     return True
 
 
-def solve_sparsity(rounds: Rounds, kept: int, size: int, start: float, largest: float, tol: float) -> None:
-    """Find a multiplier with ``kept`` non-zero weights of ``size`` up to max(1, 0.002 size); at a jump, the sparser side.
+def solve_sparsity(
+    rounds: Rounds, kept: int, size: int, start: float, largest: float, tol: float, empty_radius: float
+) -> None:
+    """Find a multiplier with ``kept`` non-zero weights of ``size`` up to max(1, 0.002 size).
 
-    The best iterate of the rounds is then the last one, whatever its objective.
+    At a jump of the path it is the sparser side's. The best iterate of the rounds is the last one.
     """
     state = rounds.solver.state
     top = math.log(largest)
@@ -159,13 +170,16 @@ def solve_sparsity(rounds: Rounds, kept: int, size: int, start: float, largest: 
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
         objective = multiplier * float(state.value.sum())
-        rounds.run(multiplier, accuracy * (objective if objective > 0 else float(state.loss.sum())))
+        sums = rounds.run(multiplier, accuracy * (objective if objective > 0 else float(state.loss.sum())))
         count = int(np.count_nonzero(state.weight))
         tight = accuracy <= TIGHT * tol
         if last or abs(count - kept) <= max(1.0, 0.002 * size):
             if rounds.history[-1].gap <= SAFETY * tol or accuracy < LEAST_ACCURACY:
                 return
             accuracy = TIGHT * accuracy if tight else TIGHT * tol
+            continue
+        if count < kept and sums.radius <= NEGLIGIBLE * empty_radius:
+            last = True  # hardly any error is left: more weights have nothing to do
             continue
         excess = math.log(max(count, 0.5) / kept)
         proposal = search.propose(x, excess)

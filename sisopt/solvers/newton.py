@@ -1,8 +1,8 @@
 """The active-sample Hessian of one output neuron (row), kept and updated from step to step.
 
-The loss of a row is piecewise quadratic; on the piece at z its Hessian is the Gram matrix of the samples that lie outside
-their interval (the active ones). From step to step few samples change sides, so the matrix is updated by those alone;
-where most samples are active it starts from the shared Gram matrix minus the inactive ones.
+The loss of a row is piecewise quadratic; on the piece at z its Hessian is the Gram matrix of the samples that lie
+outside their interval (the active ones). From step to step few samples change sides, so the matrix is updated by those
+alone; where most samples are active it starts from the shared Gram matrix minus the inactive ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.coordinate_descent import gather
+from .rows import square
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -57,8 +58,9 @@ class RowHessian:
 class HessianSource:
     """Builds and updates row Hessians from the inputs.
 
-    ``center`` (n_in,) is m above (zeros without a bias), ``gram`` (n_in, n_in) and ``gram_cross`` (n_in,) are the sums over
-    all samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights.
+    ``center`` (n_in,) is m above (zeros without a bias), ``gram`` (n_in, n_in) and ``gram_cross`` (n_in,) are the sums
+    over all samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights, ``weighted``
+    whether any weight differs from 1.
     """
 
     inputs: npt.NDArray[Any]
@@ -67,6 +69,7 @@ class HessianSource:
     gram_cross: Array
     sample_weights: Array
     uniform: bool
+    weighted: bool
 
     def work(self, n_columns: int, n_active: int) -> float:
         """Return the floating-point work of building a Hessian, a symmetric product."""
@@ -77,7 +80,7 @@ class HessianSource:
         """Return the Hessian on ``columns`` and the work over samples."""
         m = columns.size
         if self.uniform and 2 * np.count_nonzero(active) > active.size:
-            matrix, cross = self.gram[np.ix_(columns, columns)], self.gram_cross[columns]
+            matrix, cross = square(self.gram, columns), self.gram_cross[columns]
             total = float(self.sample_weights.sum())
             hessian = RowHessian(columns, np.ones(active.shape, np.bool_), matrix, cross, total)
         else:
@@ -92,7 +95,8 @@ class HessianSource:
             for X, w in self._gathered(hessian.columns, samples, weights):
                 hessian.cross += sign * (w @ X)
                 hessian.total += sign * float(w.sum())
-                X *= np.sqrt(w)[:, None]
+                if self.weighted:
+                    X *= np.sqrt(w)[:, None]
                 hessian.matrix += sign * (X.T @ X)
         hessian.active[changed] = entered
         if not hessian.active.any():  # start clean, without what rounding left behind

@@ -13,7 +13,7 @@ from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import gram_statistics
 from ..problem import LayerProblem
 from ..threads import ordered_map
-from .rows import Limits, State, model_step, moved, scaled_thresholds
+from .rows import Limits, State, model_step, moved, scaled_thresholds, square
 
 Array = npt.NDArray[np.float64]
 
@@ -68,7 +68,7 @@ class QuadraticRows:
             moving = np.ones(live.size, np.bool_)
             for a, i in enumerate(live):
                 columns = np.flatnonzero((W[i] != 0) | (np.abs(C[a]) > NEAR * thresholds[i]))
-                H = self._gram[np.ix_(columns, columns)]
+                H = square(self._gram, columns)
                 d, _ = model_step(H, C[a, columns], W[i, columns], thresholds[i, columns])
                 W[i, columns] = moved(W[i, columns], d, 1.0)
                 moving[a] = d.any() and (multiplier > 0 or -(C[a, columns] @ d) > tolerances[i])

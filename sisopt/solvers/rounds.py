@@ -58,9 +58,9 @@ class Iterate:
 class Rounds:
     """Runs rounds, keeps their history, the best iterate and the best bound.
 
-    ``score`` turns an iterate's sums and multiplier into (objective, lower bound, whether it meets the goal); ``work_unit``
-    is the floating-point work of one product with the inputs. With ``keep_last`` the best iterate is the latest, and so
-    is the bound: objectives of different iterates do not compare.
+    ``score`` turns an iterate's sums and multiplier into (objective, lower bound, whether it meets the goal);
+    ``work_unit`` is the floating-point work of one product with the inputs. With ``keep_last`` the best iterate is the
+    latest, and so is the bound: objectives of different iterates do not compare.
     """
 
     solver: RowSolver

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..certificate import RowSums
-from ..kernels.coordinate_descent import lasso
+from ..kernels.coordinate_descent import lasso, submatrix
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -23,8 +23,8 @@ MAX_MODEL_ROUNDS = 100
 class State:
     """The iterate and what was last measured of it, all in float64.
 
-    ``weight`` (n_out, n_in), ``bias`` (n_out,); the sums of certificate.RowSums, each (n_out,); ``work`` is floating-point
-    work over samples, ``iterations`` the steps that the slowest row took.
+    ``weight`` (n_out, n_in), ``bias`` (n_out,); the sums of certificate.RowSums, each (n_out,); ``work`` is
+    floating-point work over samples, ``iterations`` the steps that the slowest row took.
     """
 
     weight: Array
@@ -68,13 +68,20 @@ class Limits:
 def model_step(curvature: Array, gradient: Array, start: Array, thresholds: Array) -> tuple[Array, float]:
     """Return the direction of one row's lasso model, and the work spent on it.
 
-    The model is gradient'd + 1/2 d'Hd + sum_j thresholds_j |start_j + d_j|; arrays are (m,) and H = ``curvature`` (m, m).
+    The model is gradient'd + 1/2 d'Hd + sum_j thresholds_j |start_j + d_j|; arrays are (m,), H = ``curvature`` (m, m).
     """
     x, r = start.copy(), gradient.copy()
     signed = gradient + np.sign(start) * thresholds
     violation = np.where(start != 0, np.abs(signed), np.maximum(np.abs(gradient) - thresholds, 0.0)).max(initial=0.0)
     work = lasso(curvature, r, x, thresholds, MODEL_ACCURACY * violation, MAX_MODEL_ROUNDS)
     return x - start, work
+
+
+def square(matrix: Array, place: Indices) -> Array:
+    """Return matrix[place][:, place], (m, m)."""
+    out = np.empty((place.size, place.size))
+    submatrix(matrix, place, out)
+    return out
 
 
 def moved(start: Array, direction: Array, alpha: float) -> Array:

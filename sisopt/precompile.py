@@ -1,0 +1,25 @@
+"""warmup(): compile the kernels ahead of the first solve."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .dispatch import solve
+from .goals import ErrorBudget, Penalized
+from .layer import sparsify
+from .problem import LayerProblem
+
+
+def warmup() -> None:
+    """Compile the kernels for float32 and float64 inputs, or load them from numba's cache.
+
+    The first solve of a process pays for this otherwise: some seconds where nothing is cached yet.
+    """
+    rng = np.random.default_rng(0)
+    X, W = rng.standard_normal((64, 6)), rng.standard_normal((3, 6))
+    for dtype in (np.float64, np.float32):
+        inputs = X.astype(dtype)
+        problem = LayerProblem(inputs, W, np.zeros(3), activation="relu", fidelity=0.1)
+        solve(problem, ErrorBudget(relative_error=0.3), tol=1e-6, n_threads=1)
+        solve(problem, Penalized(1.0), n_threads=1)
+        sparsify(inputs, W, activation="relu", sparsity=0.5, n_threads=1)

@@ -1,0 +1,31 @@
+"""The best values on a fixed support: the convex program without its penalty, so that nothing stays shrunken."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..gram_statistics import is_quadratic
+from ..problem import LayerProblem
+from ..solvers.forward_backward import DataRows
+from ..solvers.quadratic import QuadraticRows
+from ..solvers.rows import Limits, State
+
+Array = npt.NDArray[np.float64]
+
+REFIT_ACCURACY = 1e-5  # of a row's loss: a row whose next step promises less has arrived
+MAX_STEPS = 200
+
+
+def refit(problem: LayerProblem, weight: Array, deadline: float, n_threads: int) -> Array:
+    """Minimise phi(W, b) over the weights on the support of ``weight`` and the bias.
+
+    Starts from ``weight`` (n_out, n_in) and only descends, so it never ends above it. Returns the new weights.
+    """
+    narrowed = problem.replace(mask=weight != 0)
+    state = State.start(weight.copy(), problem.dense_bias, np.zeros(problem.n_out))
+    solver = (QuadraticRows if is_quadratic(problem) else DataRows)(narrowed, state, n_threads)
+    none = np.zeros(problem.n_out)
+    solver.solve(0.0, none, Limits(0, deadline))  # measures the loss that the tolerances refer to
+    solver.solve(0.0, REFIT_ACCURACY * state.loss, Limits(MAX_STEPS, deadline))
+    return state.weight
