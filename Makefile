@@ -31,7 +31,7 @@ docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is a
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## remove what the targets build, .venv excepted
-	rm -rf build dist out docs/_build docs/generated .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist out docs/_build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find sisopt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra: installed again only when pyproject.toml changes.

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 
 from .errors import ConvergenceWarning, InfeasibleBudgetError, InvalidInputError, SisoptError, UnsupportedError
 from .goals import ErrorBudget, Penalized
-from .problem import GramStatistics, LayerProblem
+from .problem import LayerProblem
+from .reference_rows import EXACT, NeuronProgram, neuron_programs, refit_biases
 
 Array = npt.NDArray[np.float64]
 
@@ -31,11 +31,8 @@ DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "SCS": {"eps_abs": 1e-6, "eps_rel": 1e-6},
     }
 )
-EXACT = 1e-9  # radii below this part of the empty layer's are rounding: such a budget asks for equality
 EXACT_SUMS = 1e-7  # the same where the squared radius is a difference of given sums
 FEASIBLE = 1e-6  # relative accuracy to which the least radius is known
-
-_Factors = dict[bytes, tuple[Array, Array]]  # the last factorisation, which neurons with one pattern share
 
 
 @dataclass(frozen=True)
@@ -74,58 +71,6 @@ class ReferenceSolution:
     status: str
     seconds: float
     solver: str
-
-
-@dataclass(frozen=True)
-class _Target:
-    """One neuron on all samples: phi = 1/2 sum weights dist(z, [lo, hi])**2 + 1/2 sum pull (z - center)**2."""
-
-    lo: Array
-    hi: Array
-    weights: Array
-    center: Array
-    pull: Array
-
-    def loss(self, z: Array) -> float:
-        e = z - np.clip(z, self.lo, self.hi)
-        return 0.5 * float(self.weights @ (e * e) + self.pull @ (z - self.center) ** 2)
-
-    def best_bias(self, z: Array, anchor: float) -> float:
-        """Return the b nearest to ``anchor`` among the minimisers of phi(z + b), a root of its slope."""
-        used, pulled = self.weights > 0, self.pull > 0
-        low = float(np.max((self.lo - z)[used], initial=-np.inf))
-        high = float(np.min((self.hi - z)[used], initial=np.inf))
-        if low <= high and not pulled.any():
-            return min(max(anchor, low), high)
-
-        def slope(b: float) -> float:
-            y = z + b
-            return float(self.weights @ (y - np.clip(y, self.lo, self.hi)) + self.pull @ (y - self.center))
-
-        ends = np.concatenate([(self.lo - z)[used], (self.hi - z)[used], (self.center - z)[pulled]])
-        ends = ends[np.isfinite(ends)]
-        left, right = float(ends.min()), float(ends.max())
-        if slope(left) >= 0.0 or slope(right) <= 0.0:  # one end is the root, up to rounding
-            return left if slope(left) >= 0.0 else right
-        return float(brentq(slope, left, right, xtol=1e-16 * (right - left), rtol=4 * np.finfo(float).eps))
-
-
-@dataclass(frozen=True)
-class _Row:
-    """The program of one neuron in u = (free weights, bias if any) and slacks e, with phi = (squares + constant) / 2.
-
-    ``squares`` = |design u - aim|**2 + |e|**2,  e >= side u - high  and  e >= low - side u  where these are finite.
-    """
-
-    index: int
-    thresholds: Array  # (n_free,)
-    columns: npt.NDArray[np.intp]  # (n_free,): which weights are free
-    design: Array  # (m, n_free + 1 or 0)
-    aim: Array  # (m,)
-    constant: float
-    side: Array  # (k, n_free + 1 or 0)
-    low: Array  # (k,)
-    high: Array  # (k,)
 
 
 def solve(
@@ -194,7 +139,7 @@ def solve(
     engine = _Engine(solver, solver_options)
     start = time.perf_counter()  # importing cvxpy, once per process, is not counted
     W = np.zeros(problem.weight.shape)
-    bias, empty = _refit(problem, W)
+    bias, empty = refit_biases(problem, W)
     empty_radius = math.sqrt(2.0 * empty.sum())
     multiplier = goal.multiplier if isinstance(goal, Penalized) else math.inf
     if isinstance(goal, Penalized):
@@ -207,7 +152,7 @@ def solve(
     if engine.status != "optimal":
         msg = f"{engine.solver} stopped with status {engine.status!r}: allow more iterations or a looser tolerance"
         warnings.warn(msg, ConvergenceWarning, stacklevel=2)
-    bias, loss = _refit(problem, W)
+    bias, loss = refit_biases(problem, W)
     radius = math.sqrt(2.0 * loss.sum())
     objective = problem.penalty.value(W)
     if isinstance(goal, Penalized):
@@ -266,88 +211,6 @@ class _Engine:
         self.status = max(self.status, STATUS[program.status], key=list(STATUS.values()).index)
 
 
-def _target(problem: LayerProblem, i: int) -> _Target:
-    target = problem.row_target(slice(i, i + 1))
-    pull = problem.fidelity * target.sample_weights
-    center = target.center[0] if problem.fidelity > 0 else np.zeros(pull.shape)
-    return _Target(target.lo[0], target.hi[0], target.weights[0], center, pull)
-
-
-def _refit(problem: LayerProblem, weight: Array) -> tuple[Array, Array]:
-    """Return the best bias and the loss phi of every neuron at ``weight``, each (n_out,)."""
-    if problem.statistics is not None:
-        s = problem.statistics
-        squares = np.einsum("ij,ij->i", weight, weight @ s.gram - 2.0 * s.cross) + s.energy
-        return s.target_mean - weight @ s.input_mean, 0.5 * (1.0 + problem.fidelity) * np.maximum(squares, 0.0)
-    bias, loss = problem.dense_bias, np.empty(problem.n_out)
-    X = np.asarray(problem.inputs, dtype=np.float64)
-    for i in range(problem.n_out):
-        target, z = _target(problem, i), X @ weight[i]
-        if problem.has_bias:
-            bias[i] = target.best_bias(z, bias[i])
-        loss[i] = target.loss(z + bias[i])
-    return bias, loss
-
-
-def _rows(problem: LayerProblem, empty: Array, compress: bool) -> Iterator[_Row]:
-    """Yield the program of every neuron that has something to decide: a free weight, and a loss at W = 0."""
-    s, n_in = problem.statistics, problem.n_in
-    factors: _Factors = {}
-    if s is None:
-        X = np.asarray(problem.inputs, dtype=np.float64)
-        design = np.hstack([X, np.ones((problem.n_samples, 1))]) if problem.has_bias else X
-    for i, thresholds in enumerate(problem.thresholds()):
-        columns = np.flatnonzero(np.isfinite(thresholds))
-        if columns.size == 0 or empty[i] <= EXACT**2 * empty.max():
-            continue
-        if s is None:
-            free = design if columns.size == n_in else design[:, [*columns, *range(n_in, design.shape[1])]]
-            parts = _data_parts(_target(problem, i), free, columns.tobytes() if compress else None, factors)
-        else:
-            parts = _gram_parts(s, i, columns, 1.0 + problem.fidelity, factors)
-        yield _Row(i, thresholds[columns], columns, *parts)
-
-
-def _gram_parts(
-    s: GramStatistics, i: int, columns: npt.NDArray[np.intp], factor: float, factors: _Factors
-) -> tuple[Array, Array, float, Array, Array, Array]:
-    """Return what `_Row` holds from ``design`` on, from the eigenvectors of the Gram matrix."""
-    key = columns.tobytes()
-    if key not in factors:
-        values, vectors = np.linalg.eigh(factor * s.gram[np.ix_(columns, columns)])
-        used = values > values[-1] * columns.size * np.finfo(float).eps
-        factors.clear()
-        factors[key] = vectors[:, used], np.sqrt(values[used])[:, None] * vectors[:, used].T
-    V, root = factors[key]  # root' root = gram
-    aim = (V.T @ (factor * s.cross[i, columns])) / np.sqrt(np.sum(root**2, axis=1))
-    none = np.empty(0)
-    return root, aim, max(factor * s.energy[i] - float(aim @ aim), 0.0), np.empty((0, columns.size)), none, none
-
-
-def _data_parts(
-    target: _Target, design: Array, columns: bytes | None, factors: _Factors
-) -> tuple[Array, Array, float, Array, Array, Array]:
-    """Return what `_Row` holds from ``design`` on; compressed where the name of the ``columns`` is given."""
-    point = target.lo == target.hi
-    scale = np.concatenate([np.sqrt(target.weights) * point, np.sqrt(target.pull)])
-    used = np.flatnonzero(scale)  # two squares for every sample, at most
-    square = scale[used, None] * design[used % point.size]
-    aim = scale[used] * np.concatenate([np.where(point, target.lo, 0.0), target.center])[used]
-    constant = 0.0
-    if columns is not None and used.size > design.shape[1]:
-        key = columns + scale.tobytes()
-        if key not in factors:
-            factors.clear()
-            factors[key] = np.linalg.qr(square)
-        Q, square = factors[key]
-        reduced = Q.T @ aim
-        constant = float(np.sum((aim - Q @ reduced) ** 2))
-        aim = reduced
-    sided = ~point & (target.weights > 0) & (np.isfinite(target.lo) | np.isfinite(target.hi))
-    omega = np.sqrt(target.weights[sided])
-    return square, aim, constant, omega[:, None] * design[sided], omega * target.lo[sided], omega * target.hi[sided]
-
-
 @dataclass(frozen=True)
 class _Posed:
     """Rows in the words of cvxpy; the squared norms of ``residuals`` sum to 2 phi less the constants."""
@@ -358,7 +221,7 @@ class _Posed:
     constraints: list[Any]
 
 
-def _pose(cp: Any, rows: Sequence[_Row], scale: float, exact: bool = False) -> _Posed:
+def _pose(cp: Any, rows: Sequence[NeuronProgram], scale: float, exact: bool = False) -> _Posed:
     """Write rows down, the residual in units of ``scale``; ``exact`` leaves the one-sided entries no slack."""
     variables, penalties, residuals, constraints = [], [], [], []
     for row in rows:
@@ -378,7 +241,7 @@ def _pose(cp: Any, rows: Sequence[_Row], scale: float, exact: bool = False) -> _
     return _Posed(variables, cp.sum(cp.hstack(penalties)), residuals, constraints)
 
 
-def _write(weight: Array, rows: Sequence[_Row], posed: _Posed) -> None:
+def _write(weight: Array, rows: Sequence[NeuronProgram], posed: _Posed) -> None:
     for row, u in zip(rows, posed.variables, strict=True):
         weight[row.index, row.columns] = u.value[: row.columns.size]
 
@@ -387,7 +250,7 @@ def _solve_penalized(
     engine: _Engine, problem: LayerProblem, empty: Array, multiplier: float, compress: bool, weight: Array
 ) -> None:
     """Write the solution of the penalised program to ``weight``; a multiplier of 0 gives the least phi."""
-    for row in _rows(problem, empty, compress):
+    for row in neuron_programs(problem, empty, compress):
         scale = math.sqrt(2.0 * empty[row.index])  # objectives of order 1, whatever the units
         posed = _pose(engine.cp, [row], scale)
         squares = sum(map(engine.cp.sum_squares, posed.residuals))  # one by one: a slack then needs no copy of itself
@@ -405,11 +268,11 @@ def _check_feasible(engine: _Engine, problem: LayerProblem, empty: Array, epsilo
     empty_radius = math.sqrt(2.0 * empty.sum())
     W = np.where(np.isfinite(problem.thresholds()), problem.weight, 0.0).astype(np.float64)
     allowed = max(epsilon, _resolution(problem, empty))
-    if math.sqrt(2.0 * _refit(problem, W)[1].sum()) <= allowed:
+    if math.sqrt(2.0 * refit_biases(problem, W)[1].sum()) <= allowed:
         return
     W[:] = 0.0
     _solve_penalized(engine, problem, empty, 0.0, compress, W)
-    least = math.sqrt(2.0 * _refit(problem, W)[1].sum())
+    least = math.sqrt(2.0 * refit_biases(problem, W)[1].sum())
     if least > allowed * (1.0 + FEASIBLE):
         msg = (
             f"no weights keep the error budget: its relative error is {epsilon / empty_radius:.6g}, "
@@ -423,7 +286,7 @@ def _solve_budget(
 ) -> float:
     """Write the solution of the constrained program to ``weight`` and return its lambda."""
     cp, resolution = engine.cp, _resolution(problem, empty)
-    rows = list(_rows(problem, empty, compress))
+    rows = list(neuron_programs(problem, empty, compress))
     decided = 2.0 * (empty.sum() - sum(empty[row.index] for row in rows))  # neurons whose weights are all masked
     square = epsilon**2 - decided - sum(row.constant for row in rows)
     exact = square <= resolution**2

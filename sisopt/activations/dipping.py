@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import special
 
+from . import special
 from .base import Activation, Array, inward
 from .branches import branch
 

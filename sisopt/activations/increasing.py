@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import special
 
+from . import special
 from .base import Activation, Array, check_parameter, inward
 
 
