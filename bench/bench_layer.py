@@ -8,9 +8,9 @@ import time
 import tracemalloc
 
 import numpy as np
-from bench.data import random_layer
 
 import sisopt
+from bench.data import random_layer
 
 
 def bench_relu_layer_to_sparsity(timed, fact):
@@ -52,7 +52,8 @@ def bench_memory(benchmark, fact):
 
 
 def bench_import(benchmark, fact):
-    command = [sys.executable, "-c", "import time; t = time.perf_counter(); import sisopt; print(time.perf_counter() - t)"]
+    code = "import time; t = time.perf_counter(); import sisopt; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
     benchmark.pedantic(lambda: subprocess.run(command, check=True, capture_output=True), rounds=1)
     least = min(float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(5))
     fact(f"import sisopt, warm: {least:.2f} s (floor: 1)")

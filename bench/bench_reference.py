@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from bench.data import random_layer
 
 import sisopt
+from bench.data import random_layer
 
 CASES = {
     "ReLU 2000 x 256 -> 16, relative_error 0.2": ("relu", 0.2),

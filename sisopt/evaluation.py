@@ -107,10 +107,18 @@ def empty_radius(problem: LayerProblem, n_threads: int | None = None) -> float:
 
 def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:
     """Return ||R(Z) - Y||_F / ||Y||_F for weights (n_out, n_in) and bias (n_out,), Y the dense layer's outputs."""
+    assert problem.inputs is not None
+    assert problem.preactivations is not None
+    W = np.asarray(weight, dtype=np.float64)
+    b = np.zeros(problem.n_out) if bias is None else np.asarray(bias, dtype=np.float64)
     difference = reference = 0.0
     for rows in problem.chunks():
-        outputs, dense = problem.outputs(weight, bias, rows)
-        difference += float(np.sum((outputs - dense) ** 2))
+        z = products.forward(problem.inputs, W[rows], np.empty((W[rows].shape[0], problem.n_samples)))
+        z += b[rows, None]
+        if problem.shift is not None:
+            z += problem.shift.T[rows]
+        dense = problem.activation.forward(problem.preactivations.T[rows].astype(np.float64))
+        difference += float(np.sum((problem.activation.forward(z) - dense) ** 2))
         reference += float(np.sum(dense**2))
     if reference == 0.0:
         return 0.0 if difference == 0.0 else float("inf")

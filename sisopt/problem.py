@@ -12,47 +12,19 @@ from . import products
 from .activations import Activation, get_activation
 from .errors import InvalidInputError
 from .penalties import Penalty, get_penalty
-from .validation import as_float_array, broadcast, check_shape, number
+from .sums import GramStatistics, statistics_from_sums
+from .targets import RowTarget
+from .validation import (
+    as_float_array,
+    broadcast,
+    check_mask,
+    check_shape,
+    check_weights,
+    dense_layer,
+    number,
+)
 
 Array = npt.NDArray[np.float64]
-
-CHUNK_BYTES = 1 << 22  # one array (rows of outputs) x (all samples) of a chunk in float64
-MAX_CHUNK_ROWS = 64
-MIN_CHUNK_ROWS = 8
-CHUNKS = 8  # that a layer is cut into, where its size allows
-
-
-@dataclass(frozen=True)
-class RowTarget:
-    """The target of a few output neurons (rows) on all samples, as the kernels read it.
-
-    ``lo``, ``hi`` are (rows, n_samples); ``center`` (the dense pre-activations) likewise, or (1, 1) without fidelity;
-    ``weights`` is (rows, n_samples), or (1, n_samples) where all rows share them; ``sample_weights`` (n_samples,).
-    """
-
-    lo: Array
-    hi: Array
-    center: Array
-    weights: Array
-    sample_weights: Array
-    fidelity: float
-
-
-@dataclass(frozen=True)
-class GramStatistics:
-    """Sufficient statistics of an identity layer, centred where the layer has a bias.
-
-    ``gram`` = sum_k v_k (x_k - m)(x_k - m)', ``cross`` = sum_k v_k (z_k - t)(x_k - m)' and ``energy`` = sum_k v_k
-    (z_k - t)**2, with the means m and t (zero without a bias) and the total weight V = sum_k v_k.
-    """
-
-    gram: Array  # (n_in, n_in)
-    cross: Array  # (n_out, n_in)
-    energy: Array  # (n_out,)
-    input_mean: Array  # (n_in,)
-    target_mean: Array  # (n_out,)
-    total_weight: float
-
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class LayerProblem:
@@ -140,7 +112,7 @@ class LayerProblem:
         if n_samples == 0:
             msg = f"inputs must hold at least one sample, got shape {X.shape}"
             raise InvalidInputError(msg)
-        W, b = _dense_layer(weight, bias, n_in, f"to match inputs of shape {X.shape}")
+        W, b = dense_layer(weight, bias, n_in, f"to match inputs of shape {X.shape}")
         data_shape = (n_samples, W.shape[0])
         meaning = "(n_samples, n_out)"
         s = omega = v = None
@@ -149,16 +121,16 @@ class LayerProblem:
         if entry_weights is not None:
             omega = as_float_array("entry_weights", entry_weights, None)
             omega = broadcast("entry_weights", omega, data_shape, meaning)
-            _check_weights("entry_weights", omega)
+            check_weights("entry_weights", omega)
         if sample_weights is not None:
             v = as_float_array("sample_weights", sample_weights, 1, dtype=np.float64)
             check_shape("sample_weights", v, (n_samples,), "(one per sample)")
-            _check_weights("sample_weights", v)
+            check_weights("sample_weights", v)
         if preactivations is not None:
             Z = as_float_array("preactivations", preactivations, 2)
             check_shape("preactivations", Z, data_shape, meaning)
         else:
-            Z = _dense_preactivations(X, W, b, s)
+            Z = products.dense_preactivations(X, W, b, s)
         self._set(
             inputs=X,
             weight=W,
@@ -171,7 +143,7 @@ class LayerProblem:
             entry_weights=omega,
             sample_weights=v,
             penalty=get_penalty(penalty),
-            mask=_check_mask(mask, W.shape),
+            mask=check_mask(mask, W.shape),
             statistics=None,
             n_samples=n_samples,
             _cache={},
@@ -226,12 +198,10 @@ class LayerProblem:
         UnsupportedError
             If ``activation`` is not the identity.
         """
-        from .gram_statistics import statistics_from_sums  # noqa: PLC0415  it builds on this module
-
         R = get_activation(activation)
         G = as_float_array("gram", gram, 2, dtype=np.float64)
         check_shape("gram", G, (G.shape[0], G.shape[0]), "(n_in, n_in)")
-        W, b = _dense_layer(weight, bias, G.shape[0], f"to match gram of shape {G.shape}")
+        W, b = dense_layer(weight, bias, G.shape[0], f"to match gram of shape {G.shape}")
         statistics, count = statistics_from_sums(R, G, cross, W, b, n_samples, energy, input_sum, target_sum)
         problem = cls.__new__(cls)
         problem._set(
@@ -246,7 +216,7 @@ class LayerProblem:
             entry_weights=None,
             sample_weights=None,
             penalty=get_penalty(penalty),
-            mask=_check_mask(mask, W.shape),
+            mask=check_mask(mask, W.shape),
             statistics=statistics,
             n_samples=count,
             _cache={},
@@ -297,15 +267,13 @@ class LayerProblem:
         return float(self.n_samples) if self.sample_weights is None else float(self.sample_weights.sum())
 
     def thresholds(self) -> Array:
-        """Return the penalty's factor of every |W_ij|, (n_out, n_in), infinite where the mask forbids a weight."""
+        """Return the penalty's factor of every ``|W_ij|``, (n_out, n_in), infinite where the mask forbids a weight."""
         factors = np.broadcast_to(self.penalty.thresholds(self.weight.shape), self.weight.shape)
         return factors if self.mask is None else np.where(self.mask, factors, np.inf)
 
     def chunks(self) -> list[slice]:
         """Return the chunks of output neurons that are solved together; they depend on the sizes alone."""
-        wanted = max(MIN_CHUNK_ROWS, -(-self.n_out // CHUNKS))
-        rows = min(MAX_CHUNK_ROWS, wanted, max(1, CHUNK_BYTES // (8 * self.n_samples)))
-        return [slice(i, min(i + rows, self.n_out)) for i in range(0, self.n_out, rows)]
+        return products.row_chunks(self.n_out, self.n_samples)
 
     def row_target(self, rows: slice) -> RowTarget:
         """Produce the target of a chunk of output neurons: S - s, transposed, in float64."""
@@ -329,78 +297,8 @@ class LayerProblem:
             fidelity=self.fidelity,
         )
 
-    def outputs(self, weight: npt.ArrayLike, bias: npt.ArrayLike | None, rows: slice) -> tuple[Array, Array]:
-        """Return the outputs of a chunk of neurons, of the given layer and of the dense one, each (rows, n_samples)."""
-        assert self.inputs is not None
-        assert self.preactivations is not None
-        W = np.ascontiguousarray(np.asarray(weight, dtype=np.float64)[rows])
-        z = products.forward(self.inputs, W, np.empty((W.shape[0], self.n_samples)))
-        if bias is not None:
-            z += np.asarray(bias, dtype=np.float64)[rows, None]
-        if self.shift is not None:
-            z += self.shift.T[rows]
-        dense = self.preactivations.T[rows].astype(np.float64)
-        return self.activation.forward(z), self.activation.forward(dense)
-
     def replace(self, **changes: Any) -> LayerProblem:
         """Return a copy with other penalty, mask or fidelity, sharing the data and what was computed from it."""
         other = LayerProblem.__new__(LayerProblem)
         other.__setstate__({**self.__dict__, **changes})
         return other
-
-
-def _dense_layer(
-    weight: npt.ArrayLike, bias: npt.ArrayLike | None, n_in: int, meaning: str
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-    if np.asarray(weight).dtype == np.float16:
-        msg = "weight must be float32 or float64, got float16: convert it, solve, and round the answer back"
-        raise InvalidInputError(msg)
-    W = as_float_array("weight", weight, 2)
-    if W.shape[0] == 0 or W.shape[1] == 0:
-        msg = f"weight must have at least one output and one input, got shape {W.shape}"
-        raise InvalidInputError(msg)
-    if W.shape[1] != n_in:
-        msg = f"weight must have shape (n_out, {n_in}) {meaning}, got {W.shape}"
-        raise InvalidInputError(msg)
-    if bias is None:
-        return W, None
-    b = as_float_array("bias", bias, 1)
-    check_shape("bias", b, (W.shape[0],), "(one per output)")
-    return W, b
-
-
-def _dense_preactivations(
-    X: npt.NDArray[Any], W: npt.NDArray[Any], b: npt.NDArray[Any] | None, s: npt.NDArray[Any] | None
-) -> npt.NDArray[Any]:
-    """Return X W' + b + s as (n_samples, n_out) float64, stored neuron by neuron."""
-    z = np.empty((W.shape[0], X.shape[0]))
-    products.forward(X, W.astype(np.float64), z)
-    if b is not None:
-        z += b[:, None]
-    if s is not None:
-        z += s.T
-    if not np.isfinite(z).all():
-        msg = "inputs and weight are finite but their product is not: scale the inputs down"
-        raise InvalidInputError(msg)
-    z.flags.writeable = False
-    return z.T
-
-
-def _check_weights(name: str, array: npt.NDArray[Any]) -> None:
-    if (array < 0).any():
-        msg = f"{name} must not be negative, got a least entry of {array.min():g}"
-        raise InvalidInputError(msg)
-    if not (array > 0).any():
-        msg = f"{name} must not all be zero"
-        raise InvalidInputError(msg)
-
-
-def _check_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
-    if mask is None:
-        return None
-    array = np.asarray(mask)
-    if array.dtype != np.bool_:
-        msg = f"mask must be boolean (True where a weight may be non-zero), got dtype {array.dtype}"
-        raise InvalidInputError(msg)
-    check_shape("mask", array, shape, "(that of weight)")
-    return array

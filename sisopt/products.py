@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .threads import ordered_map
+from .errors import InvalidInputError
+from .threads import available_threads, ordered_map
 
 Array = npt.NDArray[np.float64]
 
 BLOCK_BYTES = 1 << 22  # one block of samples in float64
+CHUNK_BYTES = 1 << 22  # one array (rows of outputs) x (all samples) of a chunk in float64
+CHUNKS = 8  # that a layer is cut into, where its size allows
+MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 8, 64
+
+
+def row_chunks(n_rows: int, n_samples: int) -> list[slice]:
+    """Return the chunks of output neurons (rows) that work is cut into."""
+    wanted = max(MIN_CHUNK_ROWS, -(-n_rows // CHUNKS))
+    size = min(MAX_CHUNK_ROWS, wanted, max(1, CHUNK_BYTES // (8 * n_samples)))
+    return [slice(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
 
 
 def sample_blocks(n_samples: int, n_in: int) -> Iterator[slice]:
@@ -66,3 +77,27 @@ def column_means(inputs: npt.NDArray[Any], sample_weights: Array | None) -> Arra
         total += v @ X
         weight += v.sum()
     return total / weight
+
+
+def dense_preactivations(
+    X: npt.NDArray[Any], W: npt.NDArray[Any], b: npt.NDArray[Any] | None, s: npt.NDArray[Any] | None
+) -> npt.NDArray[Any]:
+    """Return X W' + b + s as (n_samples, n_out) float64, stored neuron by neuron."""
+    z = np.empty((W.shape[0], X.shape[0]))
+
+    def part(rows: slice) -> None:
+        forward(X, W[rows].astype(np.float64), z[rows])
+
+    for _ in ordered_map(part, row_chunks(*z.shape), available_threads()):
+        pass
+    if b is not None:
+        z += b[:, None]
+    if s is not None:
+        z += s.T
+    if not np.isfinite(z).all():
+        msg = "inputs and weight are finite but their product is not: scale the inputs down"
+        raise InvalidInputError(msg)
+    z.flags.writeable = False
+    return z.T
+
+

@@ -83,7 +83,7 @@ def solve(
 ) -> ReferenceSolution:
     """Solve a layer problem with a general-purpose convex solver, through cvxpy.
 
-    With g(W) = sum_ij a_ij |W_ij| and phi as in `LayerProblem` it solves the penalised or the constrained program::
+    With ``g(W) = sum_ij a_ij |W_ij|`` and phi as in `LayerProblem` it solves the penalised or the constrained program::
 
         minimise  lambda g(W) + phi(W, b)            for Penalized(lambda); neuron by neuron
         minimise  g(W)  s.t.  sqrt(2 phi) <= epsilon   for ErrorBudget; one program for the whole layer

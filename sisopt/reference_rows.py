@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .problem import GramStatistics, LayerProblem
+from .problem import LayerProblem
+from .sums import GramStatistics
 
 Array = npt.NDArray[np.float64]
 

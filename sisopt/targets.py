@@ -70,3 +70,19 @@ class Interval:
     def contains(self, z: npt.ArrayLike, atol: float = 0.0) -> bool:
         """Whether every entry of z is in its interval, or outside it by at most ``atol``."""
         return bool((np.abs(self.residual(z)) <= atol).all())
+
+
+@dataclass(frozen=True)
+class RowTarget:
+    """The target of a few output neurons (rows) on all samples, as the kernels read it.
+
+    ``lo``, ``hi`` are (rows, n_samples); ``center`` (the dense pre-activations) likewise, or (1, 1) without fidelity;
+    ``weights`` is (rows, n_samples), or (1, n_samples) where all rows share them; ``sample_weights`` (n_samples,).
+    """
+
+    lo: Array
+    hi: Array
+    center: Array
+    weights: Array
+    sample_weights: Array
+    fidelity: float

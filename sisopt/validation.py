@@ -100,3 +100,46 @@ def positive_integer(name: str, value: object) -> int:
         msg = f"{name} must be an integer of at least 1, got {value!r}"
         raise InvalidInputError(msg)
     return result
+
+
+def dense_layer(
+    weight: npt.ArrayLike, bias: npt.ArrayLike | None, n_in: int, meaning: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Return the checked weight (n_out, n_in) and bias (n_out,); ``meaning`` tells where n_in comes from."""
+    if np.asarray(weight).dtype == np.float16:
+        msg = "weight must be float32 or float64, got float16: convert it, solve, and round the answer back"
+        raise InvalidInputError(msg)
+    W = as_float_array("weight", weight, 2)
+    if W.shape[0] == 0 or W.shape[1] == 0:
+        msg = f"weight must have at least one output and one input, got shape {W.shape}"
+        raise InvalidInputError(msg)
+    if W.shape[1] != n_in:
+        msg = f"weight must have shape (n_out, {n_in}) {meaning}, got {W.shape}"
+        raise InvalidInputError(msg)
+    if bias is None:
+        return W, None
+    b = as_float_array("bias", bias, 1)
+    check_shape("bias", b, (W.shape[0],), "(one per output)")
+    return W, b
+
+
+def check_weights(name: str, array: npt.NDArray[Any]) -> None:
+    """Raise unless the weights of a sum are non-negative and not all zero."""
+    if (array < 0).any():
+        msg = f"{name} must not be negative, got a least entry of {array.min():g}"
+        raise InvalidInputError(msg)
+    if not (array > 0).any():
+        msg = f"{name} must not all be zero"
+        raise InvalidInputError(msg)
+
+
+def check_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+    """Return a mask of the given shape, or None."""
+    if mask is None:
+        return None
+    array = np.asarray(mask)
+    if array.dtype != np.bool_:
+        msg = f"mask must be boolean (True where a weight may be non-zero), got dtype {array.dtype}"
+        raise InvalidInputError(msg)
+    check_shape("mask", array, shape, "(that of weight)")
+    return array

@@ -25,7 +25,8 @@ from .. import products
 from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import input_center, input_gram
 from ..kernels.intervals import gradient_rows, line_search, refit_bias_rows
-from ..problem import LayerProblem, RowTarget
+from ..problem import LayerProblem
+from ..targets import RowTarget
 from ..threads import ordered_map
 from .newton import HessianSource, RowHessian
 from .rows import Limits, State, model_step, moved, scaled_thresholds, square
@@ -243,7 +244,7 @@ class DataRows:
         return columns, d, shift
 
     def _reduced(self, hessian: RowHessian, columns: Indices) -> tuple[Array, Array, float]:
-        """Return the curvature on ``columns`` with fidelity and ridge, the bias eliminated; its cross term and total."""
+        """Return the curvature on ``columns``, fidelity and ridge added, the bias eliminated; its cross term, total."""
         beta, source = self.problem.fidelity, self._source
         place = np.searchsorted(hessian.columns, columns)
         H, cross, total = square(hessian.matrix, place), hessian.cross[place], hessian.total

@@ -59,8 +59,8 @@ class HessianSource:
     """Builds and updates row Hessians from the inputs.
 
     ``center`` (n_in,) is m above (zeros without a bias), ``gram`` (n_in, n_in) and ``gram_cross`` (n_in,) are the sums
-    over all samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights, ``weighted``
-    whether any weight differs from 1.
+    over all samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights,
+    ``weighted`` whether any weight differs from 1.
     """
 
     inputs: npt.NDArray[Any]
