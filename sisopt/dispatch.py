@@ -18,7 +18,7 @@ from .problem import LayerProblem
 from .pursuit import Pursuit
 from .solution import Progress, Solution, Status
 from .solvers.rounds import Controls, Iterate
-from .threads import resolve_threads
+from .threads import resolve_threads, serial_blas
 from .validation import number, positive_integer
 
 Array = npt.NDArray[np.float64]
@@ -94,14 +94,15 @@ def solve(
     deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
     iterations = positive_integer("max_iterations", max_iterations)
     controls = Controls(iterations, started, deadline, callback, resolve_threads(n_threads))
-    pursuit = Pursuit(problem, goal, controls, warm_start)
-    accuracy = tol
-    for _ in range(ATTEMPTS):
-        iterate, stopped = pursuit.run(accuracy)
-        solution = _certify(pursuit, iterate, stopped, tol)
-        if stopped is not None or solution.gap <= tol:
-            break
-        accuracy *= 0.3
+    with serial_blas():
+        pursuit = Pursuit(problem, goal, controls, warm_start)
+        accuracy = tol
+        for _ in range(ATTEMPTS):
+            iterate, stopped = pursuit.run(accuracy)
+            solution = _certify(pursuit, iterate, stopped, tol)
+            if stopped is not None or solution.gap <= tol:
+                break
+            accuracy *= 0.3
     if solution.gap > tol:
         msg = (
             f"{solution.status.value}: gap {solution.gap:.2e} > tol {tol:.0e} after {solution.n_iterations} iterations "

@@ -22,7 +22,7 @@ from .problem import LayerProblem
 from .refine.refit import refit
 from .refine.rounding import round_to_count
 from .solution import Progress, Solution
-from .threads import resolve_threads
+from .threads import resolve_threads, serial_blas
 from .validation import number
 
 
@@ -153,7 +153,18 @@ penalty, mask
         inputs, weight, bias, activation=activation, preactivations=preactivations, shift=shift, tolerance=tolerance,
         fidelity=fidelity, entry_weights=entry_weights, sample_weights=sample_weights, penalty=penalty, mask=mask,
     )  # fmt: skip
-    threads = resolve_threads(n_threads)
+    with serial_blas():
+        return _pipeline(problem, goal, tol, max_seconds, callback, resolve_threads(n_threads))
+
+
+def _pipeline(
+    problem: LayerProblem,
+    goal: Sparsity | ErrorBudget,
+    tol: float,
+    max_seconds: float | None,
+    callback: Callable[[Progress], object] | None,
+    threads: int,
+) -> SparseLayer:
     started = time.monotonic()
     deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
     convex = solve(problem, goal, tol=tol, max_seconds=max_seconds, callback=callback, n_threads=threads)

@@ -29,9 +29,10 @@ def row_chunks(n_rows: int, n_samples: int) -> list[slice]:
     return [slice(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
 
 
-def sample_blocks(n_samples: int, n_in: int) -> Iterator[slice]:
-    """Yield the blocks of samples that every product runs over."""
-    size = max(64, BLOCK_BYTES // (8 * max(1, n_in)))
+def sample_blocks(n_samples: int, n_in: int, most: int | None = None) -> Iterator[slice]:
+    """Yield the blocks of samples that a product runs over, at most ``most`` samples each."""
+    size = max(64, BLOCK_BYTES // (8 * n_in))
+    size = size if most is None else min(size, max(64, most))
     for start in range(0, n_samples, size):
         yield slice(start, min(start + size, n_samples))
 
@@ -63,7 +64,8 @@ def gram(inputs: npt.NDArray[Any], center: Array | None, sample_weights: Array |
         return X.T @ X
 
     total = np.zeros((inputs.shape[1], inputs.shape[1]))
-    for piece in ordered_map(part, sample_blocks(*inputs.shape), n_threads):
+    every_core = -(-inputs.shape[0] // CHUNKS)  # a single block would leave the other cores idle
+    for piece in ordered_map(part, sample_blocks(inputs.shape[0], inputs.shape[1], every_core), n_threads):
         total += piece
     return total
 

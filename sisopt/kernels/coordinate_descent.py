@@ -148,8 +148,9 @@ def lasso(H, r, x, thresholds, tolerance, max_rounds):
             break
         s = np.count_nonzero(x)
         if s > 0:
-            _support_step(H, r, x, thresholds)
             work += s * s * s / 3.0 + 2.0 * m * s
+            if _support_step(H, r, x, thresholds) and _violation(x, r, thresholds) <= tolerance:
+                break
         _sweep(H, r, x, thresholds, False)
         for _ in range(SWEEPS_PER_ROUND):
             _sweep(H, r, x, thresholds, True)
