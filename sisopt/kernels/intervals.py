@@ -20,6 +20,7 @@ from numba import njit
 
 FAST = {"reassoc", "contract", "nsz"}  # lets sums vectorise; infinities, which the intervals hold, keep their meaning
 MAX_ROOT_STEPS = 60
+ROOT_ACCURACY = 1e-14  # of the sum whose terms cancel at the root
 MAX_EXTRAPOLATION = 32.0
 
 
@@ -51,16 +52,29 @@ def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradie
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def _shift_slope(z, t, lo, hi, w):
-    """Return d/dt and d2/dt2 of 1/2 sum w e(z + t)^2."""
+    """Return d/dt and d2/dt2 of 1/2 sum w e(z + t)^2, and the sum of |w e|."""
     slope = 0.0
     curvature = 0.0
+    size = 0.0
     for k in range(z.size):
         value = z[k] + t
-        e = value - min(max(value, lo[k]), hi[k])
-        slope += w[k] * e
-        if e != 0.0:
-            curvature += w[k]
-    return slope, curvature
+        pull = w[k] * (value - min(max(value, lo[k]), hi[k]))
+        slope += pull
+        size += abs(pull)
+        curvature += w[k] if pull != 0.0 else 0.0
+    return slope, curvature, size
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def _nearest_free(z, lo, hi, w, anchor):
+    """Return the t nearest to ``anchor`` at which no weighted entry has a residual, known to exist."""
+    lowest = -np.inf
+    highest = np.inf
+    for k in range(z.size):
+        if w[k] > 0.0:
+            lowest = max(lowest, lo[k] - z[k])
+            highest = min(highest, hi[k] - z[k])
+    return min(max(anchor, lowest), highest)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
@@ -72,31 +86,24 @@ def _best_shift(z, lo, hi, w, v, center, beta, anchor):
         for k in range(z.size):
             linear += beta * v[k] * (z[k] - center[k])
             quadratic += beta * v[k]
-    if quadratic == 0.0:
-        lowest = -np.inf  # shifts in [lowest, highest] leave no residual at all
-        highest = np.inf
-        for k in range(z.size):
-            if w[k] > 0.0:
-                lowest = max(lowest, lo[k] - z[k])
-                highest = min(highest, hi[k] - z[k])
-        if lowest <= highest:
-            return min(max(anchor, lowest), highest), 1
     left = -np.inf
     right = np.inf
     t = anchor
-    passes = 1
+    passes = 0
     for _ in range(MAX_ROOT_STEPS):
-        slope, curvature = _shift_slope(z, t, lo, hi, w)
-        slope += linear + quadratic * t
-        curvature += quadratic
+        slope, curvature, size = _shift_slope(z, t, lo, hi, w)
         passes += 1
+        if curvature == 0.0 and quadratic == 0.0:
+            return (t if t == anchor else _nearest_free(z, lo, hi, w, anchor)), passes + 1
+        pull = linear + quadratic * t
+        slope += pull
+        if abs(slope) <= ROOT_ACCURACY * (size + abs(pull)):
+            return t, passes
         if slope > 0.0:
             right = t
-        elif slope < 0.0:
-            left = t
         else:
-            return t, passes
-        proposal = t - slope / curvature if curvature > 0.0 else t
+            left = t
+        proposal = t - slope / (curvature + quadratic)
         if not (left < proposal < right):
             proposal = 0.5 * (left + right)
         if proposal == t or not np.isfinite(proposal):
@@ -131,8 +138,7 @@ def _step_slope(z, step, alpha, lo, hi, w):
         value = z[k] + alpha * step[k]
         e = value - min(max(value, lo[k]), hi[k])
         slope += w[k] * e * step[k]
-        if e != 0.0:
-            curvature += w[k] * step[k] * step[k]
+        curvature += w[k] * step[k] * step[k] if e != 0.0 else 0.0
     return slope, curvature
 
 
