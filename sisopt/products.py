@@ -17,7 +17,7 @@ from .threads import available_threads, ordered_map
 Array = npt.NDArray[np.float64]
 
 BLOCK_BYTES = 1 << 22  # one block of samples in float64
-CHUNK_BYTES = 1 << 22  # one array (rows of outputs) x (all samples) of a chunk in float64
+CHUNK_BYTES = 1 << 23  # one array (rows of outputs) x (all samples) of a chunk in float64
 CHUNKS = 8  # that a layer is cut into, where its size allows
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 8, 64
 
