@@ -56,9 +56,9 @@ def row_sums(weight: Array, gradient: Array, loss: Array, thresholds: Array) -> 
 
 
 def _caps(sums: RowSums) -> Array:
-    """Return the largest s_i with s_i * dual_norm_i <= 1; 0 where the row has no gradient to offer."""
-    usable = (sums.dual_norm > 0) & (sums.loss > 0)
-    return np.divide(1.0, sums.dual_norm, out=np.zeros_like(sums.dual_norm), where=usable)
+    """Return the largest s_i with s_i * dual_norm_i <= 1: infinite for a loss that no weight can change."""
+    none = np.where(sums.loss > 0, np.inf, 0.0)
+    return np.divide(1.0, sums.dual_norm, out=none, where=(sums.dual_norm > 0) & (sums.loss > 0))
 
 
 def penalized_row_gaps(sums: RowSums, multiplier: float) -> Array:
@@ -93,6 +93,9 @@ def budget_bound(sums: RowSums, epsilon: float) -> float:
     agrees with itself; R is found by bisection, since s_i / R never increases with R.
     """
     caps = _caps(sums)
+    fixed = np.isinf(caps)  # their best s_i takes 2 phi_i off the squared budget, exactly
+    epsilon = float(np.sqrt(max(epsilon**2 - 2.0 * float(sums.loss[fixed].sum()), 0.0))) if fixed.any() else epsilon
+    caps[fixed] = 0.0
     a = sums.slope - 2.0 * sums.loss
     useful = (caps > 0) & (a < 0)
     if not useful.any():

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
-from .gram_statistics import gram_statistics, is_quadratic
+from .gram_statistics import gram_statistics, input_center, is_quadratic
 from .kernels.intervals import gradient_rows, refit_bias_rows
 from .problem import LayerProblem
 from .threads import ordered_map, resolve_threads
@@ -62,7 +62,7 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
         if problem.has_bias:
             work += 4.0 * z.shape[1] * refit_bias_rows(every, z, *sides, b, anchor[rows])
         gradient_rows(every, z, *sides, out, active, loss[rows])
-        gradient[rows] = products.backward(out, X)
+        gradient[rows] = products.backward(out, X, input_center(problem) if problem.has_bias else None)
         off = b.astype(problem.weight.dtype).astype(np.float64) - b
         if off.any():
             z += off[:, None]

@@ -76,7 +76,7 @@ def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatisti
             z -= mean[rows, None]
         energy[rows] = (z * z) @ v
         z *= v
-        cross[rows] = products.backward(z, problem.inputs) - np.outer(z.sum(axis=1), center)
+        cross[rows] = products.backward(z, problem.inputs, center)
 
     for _ in ordered_map(part, problem.chunks(), n_threads):
         pass

@@ -44,11 +44,17 @@ def forward(inputs: npt.NDArray[Any], rows: Array, out: Array) -> Array:
     return out
 
 
-def backward(gradient: Array, inputs: npt.NDArray[Any]) -> Array:
-    """Return ``gradient @ inputs``: (r, n_samples) times (n_samples, n_in)."""
+def backward(gradient: Array, inputs: npt.NDArray[Any], center: Array | None = None) -> Array:
+    """Return ``gradient @ (inputs - center)``: (r, n_samples) times (n_samples, n_in).
+
+    Rows of ``gradient`` that add up to zero need no centre but for rounding: there it keeps the digits that inputs far
+    from zero would cost.
+    """
     total = np.zeros((gradient.shape[0], inputs.shape[1]))
     for block in sample_blocks(*inputs.shape):
         total += gradient[:, block] @ inputs[block].astype(np.float64, copy=False)
+    if center is not None:
+        total -= gradient.sum(axis=1)[:, None] * center
     return total
 
 

@@ -184,7 +184,8 @@ class DataRows:
         gradient_rows(live, chunk.z, *chunk.sides, chunk.scratch, chunk.active, chunk.loss)
         chunk.work += 2.0 * live.size * chunk.z.shape[1] * self.problem.n_in
         every = live.size == chunk.bias.size
-        return products.backward(chunk.scratch if every else chunk.scratch[live], self.problem.inputs)
+        gradient = chunk.scratch if every else chunk.scratch[live]
+        return products.backward(gradient, self.problem.inputs, self._source.center if self.problem.has_bias else None)
 
     def _step(
         self, chunk: _Chunk, live: Indices, C: Array, thresholds: Array, tolerances: Array, unpenalized: bool
