@@ -28,7 +28,7 @@ from ..kernels.intervals import gradient_rows, line_search, refit_bias_rows
 from ..problem import LayerProblem
 from ..targets import RowTarget
 from ..threads import ordered_map
-from .newton import HessianSource, RowHessian
+from .newton import HessianKeeper, HessianSource, RowHessian, RowMemory
 from .rows import Limits, State, model_step, moved, scaled_thresholds, square
 
 Array = npt.NDArray[np.float64]
@@ -36,30 +36,10 @@ Indices = npt.NDArray[np.intp]
 
 HESSIAN_BYTES = 256 << 20  # for the Hessians of all rows together
 NEAR = 0.95  # columns with a correlation above this fraction of the threshold join a row's model
-WIDE = 0.6  # and above this one its Hessian, so that it serves the next steps and multipliers too
+WIDE = 0.6  # and above this one its Hessian
 RIDGE = 1e-9  # relative to the Gram matrix's diagonal: curvature for columns that no active sample sees
 LINE_ACCURACY = 0.1
 LEAST_SCALE = 0.01
-NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
-GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
-MODEL_COST = 4.0  # an operation of the lasso kernel against one of a product
-DEFAULT_RATE = 0.5  # contraction of a row's gap before any has been seen
-
-
-@dataclass
-class _RowMemory:
-    """What a row remembers from step to step.
-
-    Its Hessian and when that was used, its last gap and how fast gaps contract, the work of its last model.
-    """
-
-    hessian: RowHessian | None = None
-    used: int = 0
-    gap: float = math.inf
-    rate: float = DEFAULT_RATE
-    scale: float = 1.0  # of the Gram metric: less than 1 where part of the samples is active
-    newton: bool = False
-    model_work: float = 0.0
 
 
 @dataclass
@@ -73,8 +53,7 @@ class _Chunk:
     scratch: Array  # the gradient, then the step in z
     active: npt.NDArray[np.bool_]
     loss: Array  # (rows,)
-    memory: list[_RowMemory]
-    tick: int  # counts row steps, across solves
+    memory: list[RowMemory]
     work: float = 0.0
 
     @property
@@ -94,7 +73,7 @@ class DataRows:
     problem: LayerProblem
     state: State
     n_threads: int
-    _memory: list[list[_RowMemory]] = field(init=False)
+    _memory: list[list[RowMemory]] = field(init=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
@@ -106,13 +85,13 @@ class DataRows:
         top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
         center = input_center(problem)
         weighted = not uniform or problem.sample_weights is not None
-        self._source = HessianSource(problem.inputs, center, gram, np.zeros(problem.n_in), v, uniform, weighted)
+        self._source = HessianSource(problem.inputs, center, gram, v, uniform, weighted)
         self._metric = (top + problem.fidelity) * gram if top + problem.fidelity != 1.0 else gram
         self._ridge = RIDGE * np.diagonal(gram)
         self._thresholds = problem.thresholds()
         chunks = problem.chunks()
-        self._memory = [[_RowMemory() for _ in range(rows.stop - rows.start)] for rows in chunks]
-        self._chunk_bytes = HESSIAN_BYTES // len(chunks)
+        self._memory = [[RowMemory() for _ in range(rows.stop - rows.start)] for rows in chunks]
+        self._keeper = HessianKeeper(self._source, HESSIAN_BYTES // len(chunks))
 
     def solve(self, multiplier: float, tolerances: Array, limits: Limits) -> None:
         """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
@@ -120,7 +99,7 @@ class DataRows:
         With ``multiplier`` 0 (no penalty: a refit) a row stops when its model promises a decrease below its tolerance.
         """
 
-        def part(item: tuple[slice, list[_RowMemory]]) -> tuple[int, float]:
+        def part(item: tuple[slice, list[RowMemory]]) -> tuple[int, float]:
             return self._solve_chunk(*item, multiplier, tolerances[item[0]], limits)
 
         iterations = 0
@@ -130,7 +109,7 @@ class DataRows:
         self.state.iterations += iterations
 
     def _solve_chunk(
-        self, rows: slice, memory: list[_RowMemory], multiplier: float, tolerances: Array, limits: Limits
+        self, rows: slice, memory: list[RowMemory], multiplier: float, tolerances: Array, limits: Limits
     ) -> tuple[int, float]:
         factors = self._thresholds[rows]
         thresholds = scaled_thresholds(factors, multiplier)
@@ -146,10 +125,7 @@ class DataRows:
                 gaps = penalized_row_gaps(sums, multiplier)
                 keep = gaps > tolerances[live]
                 for i, gap in zip(live.tolist(), gaps.tolist(), strict=True):
-                    row = memory[i]
-                    if math.isfinite(row.gap) and row.gap > 0:
-                        row.rate = math.sqrt(row.rate * min(max(gap / row.gap, 0.05), 1.0))
-                    row.gap = gap
+                    memory[i].see(gap)
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break
@@ -158,17 +134,14 @@ class DataRows:
                 break
         return iteration, chunk.work
 
-    def _open(self, rows: slice, memory: list[_RowMemory]) -> _Chunk:
+    def _open(self, rows: slice, memory: list[RowMemory]) -> _Chunk:
         """Produce the target of a chunk and its pre-activations at the current weights."""
         problem, state = self.problem, self.state
         assert problem.inputs is not None
         target = problem.row_target(rows)
         W, b = state.weight[rows], state.bias[rows]
         z = np.zeros(target.lo.shape)
-        chunk = _Chunk(
-            target, W, b, z, np.empty_like(z), np.zeros(z.shape, np.bool_), np.zeros(b.size), memory,
-            tick=max(row.used for row in memory),
-        )  # fmt: skip
+        chunk = _Chunk(target, W, b, z, np.empty_like(z), np.zeros(z.shape, np.bool_), np.zeros(b.size), memory)
         if W.any():
             products.forward(problem.inputs, W, z)
             chunk.work += 2.0 * z.size * problem.n_in
@@ -230,7 +203,13 @@ class DataRows:
         """Return the columns and the direction of row i's model, and the step of its bias."""
         row, w = chunk.memory[i], chunk.weight[i]
         columns = np.flatnonzero((w != 0) | (np.abs(c) > NEAR * thresholds))
-        hessian = self._hessian(chunk, i, columns, np.abs(c), thresholds, tolerance, n_live)
+        wide = np.flatnonzero((w != 0) | (np.abs(c) > WIDE * thresholds))
+        if 2 * wide.size > w.size:
+            wide = np.flatnonzero(np.isfinite(thresholds))
+        hessian, work = self._keeper.get(
+            chunk.memory, i, chunk.active[i], chunk.row_weights(i), columns, wide, tolerance, n_live
+        )
+        chunk.work += work
         row.newton = hessian is not None
         if hessian is None:
             H = square(self._metric, columns)
@@ -251,54 +230,8 @@ class DataRows:
         H, cross, total = square(hessian.matrix, place), hessian.cross[place], hessian.total
         if beta > 0:
             H += beta * square(source.gram, columns)
-            cross = cross + beta * source.gram_cross[columns]
             total += beta * float(source.sample_weights.sum())
         if self.problem.has_bias and total > 0:
             H -= cross[:, None] * (cross / total)
         H[np.diag_indices(columns.size)] += self._ridge[columns]
         return H, cross, total
-
-    def _hessian(
-        self, chunk: _Chunk, i: int, columns: Indices, size: Array, thresholds: Array, tolerance: float, n_live: int
-    ) -> RowHessian | None:
-        """Return row i's Hessian, up to date, where it is cheaper than more steps in the Gram metric."""
-        row, weights = chunk.memory[i], chunk.row_weights(i)
-        chunk.tick += 1
-        row.used = chunk.tick
-        if row.hessian is not None and row.hessian.covers(columns):
-            chunk.work += self._source.update(row.hessian, chunk.active[i], weights)
-            return row.hessian
-        wide = np.flatnonzero((chunk.weight[i] != 0) | (size > WIDE * thresholds))
-        if 2 * wide.size > thresholds.size:
-            wide = np.flatnonzero(np.isfinite(thresholds))
-        elif row.hessian is not None:
-            wide = np.union1d(wide, row.hessian.columns)
-        n = chunk.z.shape[1]
-        product = 4.0 * n * self.problem.n_in * (1.0 + GEMM_OVERHEAD / n_live)
-        step = product + MODEL_COST * row.model_work
-        more = math.log(max(row.gap / tolerance, 2.0)) / -math.log(row.rate) if tolerance > 0 else math.inf
-        build = self._source.work(wide.size, int(np.count_nonzero(chunk.active[i])))
-        if build + NEWTON_STEPS * step > more * step:
-            return None
-        if not self._room(chunk, row, RowHessian.bytes_for(wide.size, n), n_live):
-            return None
-        row.hessian, work = self._source.build(wide, chunk.active[i], weights)
-        chunk.work += work
-        return row.hessian
-
-    def _room(self, chunk: _Chunk, row: _RowMemory, needed: int, n_live: int) -> bool:
-        """Make room for a row's Hessian within the chunk's share of the bytes by dropping those not used for longest.
-
-        Those in use by other live rows stay: rebuilding them every step would cost more than the row can win.
-        """
-        now = chunk.tick
-        held = sorted((other for other in chunk.memory if other.hessian is not None), key=lambda other: other.used)
-        free = self._chunk_bytes - sum(other.hessian.nbytes for other in held if other.hessian is not None)
-        for other in held:
-            if free >= needed:
-                break
-            if other is row or other.used < now - n_live:
-                assert other.hessian is not None
-                free += other.hessian.nbytes
-                other.hessian = None
-        return free >= needed

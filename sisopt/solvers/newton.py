@@ -7,6 +7,7 @@ alone; where most samples are active it starts from the shared Gram matrix minus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ Indices = npt.NDArray[np.intp]
 Flags = npt.NDArray[np.bool_]
 
 GATHER_BYTES = 1 << 20
+NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
+GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
+MODEL_COST = 4.0  # an operation of the lasso kernel against one of a product
+FASTEST, SLOWEST = 0.05, 0.99  # contractions of the gap in one step that predictions believe
 
 
 @dataclass
@@ -58,15 +63,14 @@ class RowHessian:
 class HessianSource:
     """Builds and updates row Hessians from the inputs.
 
-    ``center`` (n_in,) is m above (zeros without a bias), ``gram`` (n_in, n_in) and ``gram_cross`` (n_in,) are the sums
-    over all samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights,
-    ``weighted`` whether any weight differs from 1.
+    ``center`` (n_in,) is m above, the weighted mean (zeros without a bias); ``gram`` (n_in, n_in) is the sum over all
+    samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights, ``weighted``
+    whether any weight differs from 1.
     """
 
     inputs: npt.NDArray[Any]
     center: Array
     gram: Array
-    gram_cross: Array
     sample_weights: Array
     uniform: bool
     weighted: bool
@@ -80,9 +84,8 @@ class HessianSource:
         """Return the Hessian on ``columns`` and the work over samples."""
         m = columns.size
         if self.uniform and 2 * np.count_nonzero(active) > active.size:
-            matrix, cross = square(self.gram, columns), self.gram_cross[columns]
-            total = float(self.sample_weights.sum())
-            hessian = RowHessian(columns, np.ones(active.shape, np.bool_), matrix, cross, total)
+            matrix, total = square(self.gram, columns), float(self.sample_weights.sum())
+            hessian = RowHessian(columns, np.ones(active.shape, np.bool_), matrix, np.zeros(m), total)
         else:
             hessian = RowHessian(columns, np.zeros(active.shape, np.bool_), np.zeros((m, m)), np.zeros(m), 0.0)
         return hessian, self.update(hessian, active, weights)
@@ -110,3 +113,76 @@ class HessianSource:
             X = np.empty((part.size, columns.size))
             gather(self.inputs, part, columns, self.center, X)
             yield X, weights[part]
+
+
+@dataclass
+class RowMemory:
+    """What a row remembers from step to step.
+
+    Its Hessian and when that was used last, its gap and how fast gaps contract, the work of its last model, the scale
+    of the Gram metric (less than 1 where part of the samples is active) and whether the last step was Newton's.
+    """
+
+    hessian: RowHessian | None = None
+    used: int = 0
+    gap: float = math.inf
+    rate: float = 0.5
+    model_work: float = 0.0
+    scale: float = 1.0
+    newton: bool = False
+
+    def see(self, gap: float) -> None:
+        """Take note of the gap after a step."""
+        if math.isfinite(self.gap) and self.gap > 0:
+            self.rate = math.sqrt(self.rate * min(max(gap / self.gap, FASTEST), SLOWEST))
+        self.gap = gap
+
+
+@dataclass(frozen=True)
+class HessianKeeper:
+    """Decides which rows of a chunk get a Hessian, and keeps those within the chunk's ``nbytes``."""
+
+    source: HessianSource
+    nbytes: int
+
+    def get(
+        self, memory: list[RowMemory], i: int, active: Flags, weights: Array, columns: Indices, wide: Indices,
+        tolerance: float, n_live: int,
+    ) -> tuple[RowHessian | None, float]:  # fmt: skip
+        """Return row i's Hessian, up to date on (at least) ``columns``, and the work over samples that it took.
+
+        None where more steps in the Gram metric are predicted to be cheaper, or where there is no room. A new one is
+        made on the ``wide`` columns, so that it serves the next steps and multipliers too.
+        """
+        row = memory[i]
+        row.used = 1 + max(other.used for other in memory)
+        if row.hessian is not None and row.hessian.covers(columns):
+            return row.hessian, self.source.update(row.hessian, active, weights)
+        if row.hessian is not None:
+            wide = np.union1d(wide, row.hessian.columns)
+        build = self.source.work(wide.size, int(np.count_nonzero(active)))
+        product = 4.0 * self.source.inputs.size * (1.0 + GEMM_OVERHEAD / n_live)
+        step = product + MODEL_COST * row.model_work
+        more = math.log(max(row.gap / tolerance, 2.0)) / -math.log(row.rate) if tolerance > 0 else math.inf
+        if build + NEWTON_STEPS * step > more * step:
+            return None, 0.0
+        if not self._room(memory, row, RowHessian.bytes_for(wide.size, active.size), n_live):
+            return None, 0.0
+        row.hessian, work = self.source.build(wide, active, weights)
+        return row.hessian, work
+
+    def _room(self, memory: list[RowMemory], row: RowMemory, needed: int, n_live: int) -> bool:
+        """Make room for a row's Hessian by dropping those not used for longest.
+
+        Those in use by other live rows stay: rebuilding them every step would cost more than the row can win.
+        """
+        held = sorted((other for other in memory if other.hessian is not None), key=lambda other: other.used)
+        free = self.nbytes - sum(other.hessian.nbytes for other in held if other.hessian is not None)
+        for other in held:
+            if free >= needed:
+                break
+            if other is row or other.used < row.used - n_live:
+                assert other.hessian is not None
+                free += other.hessian.nbytes
+                other.hessian = None
+        return free >= needed
