@@ -204,7 +204,7 @@ class DataRows:
         row, w = chunk.memory[i], chunk.weight[i]
         columns = np.flatnonzero((w != 0) | (np.abs(c) > NEAR * thresholds))
         wide = np.flatnonzero((w != 0) | (np.abs(c) > WIDE * thresholds))
-        if 2 * wide.size > w.size:
+        if 2 * wide.size > w.size and self._keeper.fits_all(w.size, len(chunk.memory), chunk.z.shape[1]):
             wide = np.flatnonzero(np.isfinite(thresholds))
         hessian, work = self._keeper.get(
             chunk.memory, i, chunk.active[i], chunk.row_weights(i), columns, wide, tolerance, n_live

@@ -118,7 +118,7 @@ def solve_budget(
         bearable = tol * multiplier * sums.objective
         aim = epsilon * (1.0 - min(0.1 * bearable / epsilon**2, 0.02))
         excess = math.log(max(sums.radius, 1e-300) / aim)
-        if _scale_to(rounds, sums, multiplier, aim, empty_radius, bearable) and rounds.gap <= SAFETY * tol:
+        if _scale_to(rounds, sums, multiplier, aim, empty_radius, bearable, SAFETY * tol):
             return
         proposal = search.propose(x, excess)
         if proposal < top + LEAST_LOG_RATIO:
@@ -136,12 +136,19 @@ def solve_budget(
 
 
 def _scale_to(
-    rounds: Rounds, sums: RowSums, multiplier: float, radius: float, empty_radius: float, bearable: float
+    rounds: Rounds,
+    sums: RowSums,
+    multiplier: float,
+    radius: float,
+    empty_radius: float,
+    bearable: float,
+    gap: float,
 ) -> bool:
-    """Scale the weights so that their radius becomes ``radius``, where that is expected to cost less than ``bearable``.
+    """Scale the weights to the given radius where that is expected to cost less than ``bearable``.
 
     At W(1 + t) the loss is phi + t <C, W> + O(t**2), and the Lagrangian's minimum makes the cost of second order too:
-    about t**2 / 2 times the energy of the pre-activations, for which epsilon_max**2 stands in.
+    about t**2 / 2 times the energy of the pre-activations, for which epsilon_max**2 stands in. Returns whether the gap
+    of the rounds came down to ``gap``.
     """
     state = rounds.solver.state
     for _ in range(SCALINGS):
@@ -151,9 +158,11 @@ def _scale_to(
             return False
         state.weight *= 1.0 + t
         sums = rounds.run(multiplier, math.inf)
+        if rounds.gap <= gap:
+            return True
         if abs(sums.radius / radius - 1.0) * radius**2 <= 0.05 * bearable:
-            break
-    return True
+            return False
+    return False
 
 
 def solve_sparsity(

@@ -145,6 +145,10 @@ class HessianKeeper:
     source: HessianSource
     nbytes: int
 
+    def fits_all(self, n_columns: int, n_rows: int, n_samples: int) -> bool:
+        """Return whether all rows of a chunk may have Hessians on so many columns."""
+        return n_rows * RowHessian.bytes_for(n_columns, n_samples) <= self.nbytes
+
     def get(
         self, memory: list[RowMemory], i: int, active: Flags, weights: Array, columns: Indices, wide: Indices,
         tolerance: float, n_live: int,
