@@ -88,11 +88,35 @@ def solve(
     ----------
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
     """
+    solution = solve_silently(
+        problem, goal, method=method, tol=tol, max_iterations=max_iterations, max_seconds=max_seconds,
+        warm_start=warm_start, callback=callback, n_threads=n_threads,
+    )  # fmt: skip
+    warn_unless_optimal(solution, tol, stacklevel=3)
+    return solution
+
+
+def solve_silently(
+    problem: LayerProblem,
+    goal: Goal,
+    *,
+    method: str = "forward-backward",
+    tol: float = 1e-4,
+    max_iterations: int = 10_000,
+    max_seconds: float | None = None,
+    warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
+    callback: Callable[[Progress], object] | None = None,
+    n_threads: int | None = None,
+) -> Solution:
+    """Solve as `solve` does, and leave the warning to the caller."""
     _check(problem, goal, method)
     tol = _check_tol(tol, problem)
     started = time.monotonic()
     deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
     iterations = positive_integer("max_iterations", max_iterations)
+    if callback is not None and not callable(callback):
+        msg = f"callback must be callable, got {callback!r}"
+        raise InvalidInputError(msg)
     controls = Controls(iterations, started, deadline, callback, resolve_threads(n_threads))
     with serial_blas():
         pursuit = Pursuit(problem, goal, controls, warm_start)
@@ -103,13 +127,17 @@ def solve(
             if stopped is not None or solution.gap <= tol:
                 break
             accuracy *= 0.3
-    if solution.gap > tol:
-        msg = (
-            f"{solution.status.value}: gap {solution.gap:.2e} > tol {tol:.0e} after {solution.n_iterations} iterations "
-            f"and {solution.seconds:.3g} s; {_ADVICE[solution.status]}"
-        )
-        warnings.warn(msg, ConvergenceWarning, stacklevel=2)
     return solution
+
+
+def warn_unless_optimal(solution: Solution, tol: float, stacklevel: int) -> None:
+    """Warn that a solve fell short, with advice; ``stacklevel`` as in `warnings.warn`, seen from here."""
+    if solution.status is not Status.OPTIMAL:
+        msg = (
+            f"{solution.status.value}: gap {solution.gap:.2e} (tol {tol:.0e}), sparsity {solution.sparsity:.4f} after "
+            f"{solution.n_iterations} iterations and {solution.seconds:.3g} s; {_ADVICE[solution.status]}"
+        )
+        warnings.warn(msg, ConvergenceWarning, stacklevel=stacklevel)
 
 
 _ADVICE = {
@@ -170,10 +198,11 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
         elsewhere = evaluate(problem, other, controls.n_threads)
         pursuit.work += elsewhere.work
         lower = max(lower, bound(other, elsewhere))
-    gap = relative_gap(objective, lower)
-    if isinstance(goal, ErrorBudget) and radius > pursuit.feasible_radius:
+    gap = relative_gap(objective, lower) if pursuit.empty_radius > 0 else 0.0  # a dead layer: all else is rounding
+    if isinstance(goal, ErrorBudget) and radius > pursuit.feasible_radius and pursuit.empty_radius > 0:
         gap = math.inf
-    status = Status.OPTIMAL if gap <= tol else stopped or Status.STALLED
+    short = stopped is not None and not pursuit.count_is_right(weight)
+    status = Status.OPTIMAL if gap <= tol and not short else stopped or Status.STALLED
     return Solution(
         weight=weight,
         bias=at.bias.astype(dtype) if problem.has_bias else None,
@@ -184,6 +213,7 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
         multiplier=iterate.multiplier,
         radius=radius,
         relative_error=radius / pursuit.empty_radius if pursuit.empty_radius > 0 else 0.0,
+        empty_radius=pursuit.empty_radius,
         kkt_violation=kkt_violation(weight.astype(np.float64), at.gradient, thresholds, iterate.multiplier),
         status=status,
         n_iterations=pursuit.n_iterations,

@@ -97,12 +97,13 @@ def empty_evaluation(problem: LayerProblem, n_threads: int | None = None) -> Eva
     return evaluate(problem, nothing, n_threads)
 
 
-def empty_radius(problem: LayerProblem, n_threads: int | None = None) -> float:
-    """Return epsilon_max, the radius of the best constant layer."""
-    key = f"empty_radius {problem.fidelity}"
-    if key not in problem._cache:
-        problem._cache[key] = float(np.sqrt(2.0 * empty_evaluation(problem, n_threads).loss.sum()))
-    return problem._cache[key]  # type: ignore[no-any-return]
+def target_size(problem: LayerProblem) -> float:
+    """Return the norm of the dense pre-activations, against which a radius may be mere rounding."""
+    if problem.statistics is not None:
+        s = problem.statistics
+        return float(np.sqrt(s.energy.sum() + s.total_weight * (s.target_mean**2).sum()))
+    assert problem.preactivations is not None
+    return float(np.sqrt(sum(float(np.sum(problem.preactivations[:, rows] ** 2)) for rows in problem.chunks())))
 
 
 def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:

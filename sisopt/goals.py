@@ -11,7 +11,7 @@ from .errors import InvalidInputError
 def _number(name: str, value: object, low: float, high: float, wanted: str) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high or math.isinf(number):
         msg = f"{name} must be {wanted}, got {value!r}"

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .activations import Activation
-from .dispatch import solve
+from .dispatch import solve_silently, warn_unless_optimal
 from .errors import InvalidInputError
-from .evaluation import empty_radius, evaluate, output_error
+from .evaluation import evaluate, output_error
 from .goals import ErrorBudget, Sparsity
 from .gram_statistics import column_norms
 from .penalties import Penalty
@@ -154,7 +154,9 @@ penalty, mask
         fidelity=fidelity, entry_weights=entry_weights, sample_weights=sample_weights, penalty=penalty, mask=mask,
     )  # fmt: skip
     with serial_blas():
-        return _pipeline(problem, goal, tol, max_seconds, callback, resolve_threads(n_threads))
+        layer = _pipeline(problem, goal, tol, max_seconds, callback, resolve_threads(n_threads))
+    warn_unless_optimal(layer.convex, tol, stacklevel=3)
+    return layer
 
 
 def _pipeline(
@@ -167,7 +169,7 @@ def _pipeline(
 ) -> SparseLayer:
     started = time.monotonic()
     deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
-    convex = solve(problem, goal, tol=tol, max_seconds=max_seconds, callback=callback, n_threads=threads)
+    convex = solve_silently(problem, goal, tol=tol, max_seconds=max_seconds, callback=callback, n_threads=threads)
     stages = [_stage("convex", problem, convex.weight, convex.bias, convex.relative_error, started)]
     W = convex.weight.astype(np.float64)
     if isinstance(goal, Sparsity):
@@ -175,10 +177,10 @@ def _pipeline(
         allowed = np.isfinite(problem.thresholds())
         norms = column_norms(problem, threads)
         W = round_to_count(W, problem.weight.astype(np.float64), norms, goal.kept(W.size), allowed)
-        stages.append(_finish("exact count", problem, W, begun, threads)[1])
+        stages.append(_finish("exact count", problem, W, convex.empty_radius, begun, threads)[1])
     begun = time.monotonic()
     W = refit(problem, W, deadline, threads)
-    (rounded, b), last = _finish("refit", problem, W, begun, threads)
+    (rounded, b), last = _finish("refit", problem, W, convex.empty_radius, begun, threads)
     stages.append(last)
     return SparseLayer(rounded, b, last.sparsity, last.relative_error, last.output_error, convex, tuple(stages))
 
@@ -193,14 +195,18 @@ def _goal(sparsity: float | None, relative_error: float | None, eta: float | Non
 
 
 def _finish(
-    name: str, problem: LayerProblem, weight: npt.NDArray[np.float64], begun: float, n_threads: int
+    name: str,
+    problem: LayerProblem,
+    weight: npt.NDArray[np.float64],
+    empty_radius: float,
+    begun: float,
+    n_threads: int,
 ) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any] | None], Stage]:
     """Round weights to the layer's dtype, fit their bias, and measure them."""
     dtype = problem.weight.dtype
     rounded = weight.astype(dtype)
     at = evaluate(problem, rounded.astype(np.float64), n_threads)
-    largest = empty_radius(problem, n_threads)
-    relative = math.sqrt(2.0 * float(at.rounded_loss.sum())) / largest if largest > 0 else 0.0
+    relative = math.sqrt(2.0 * float(at.rounded_loss.sum())) / empty_radius if empty_radius > 0 else 0.0
     b = at.bias.astype(dtype) if problem.has_bias else None
     return (rounded, b), _stage(name, problem, rounded, b, relative, begun)
 

@@ -53,23 +53,30 @@ class WeightedL1:
     weights: Any
 
     def __post_init__(self) -> None:
-        weights = np.array(self.weights, dtype=np.float64, ndmin=2)
-        if weights.ndim != 2 or not (np.isfinite(weights).all() and (weights > 0).all()):
-            msg = (
-                "penalty weights must be positive finite numbers that broadcast to (n_out, n_in); "
-                "use mask= to fix weights at zero"
-            )
+        wanted = "penalty weights must be positive finite numbers that broadcast to (n_out, n_in)"
+        try:
+            weights = np.array(self.weights, ndmin=2)
+            found = f"shape {weights.shape}" if weights.ndim != 2 else f"dtype {weights.dtype}"
+        except ValueError as error:
+            msg = f"{wanted}, got what is no array: {error}"
+            raise InvalidInputError(msg) from None
+        usable = weights.ndim == 2 and weights.dtype.kind in "fiu"
+        if usable:
+            weights = weights.astype(np.float64)
+            bad = ~(np.isfinite(weights) & (weights > 0))
+            usable = not bad.any()
+            found = "" if usable else f"{weights[bad][0]:g}"
+        if not usable:
+            msg = f"{wanted}, got {found}; use mask= to fix weights at zero"
             raise InvalidInputError(msg)
         weights.flags.writeable = False
         object.__setattr__(self, "weights", weights)
 
     def thresholds(self, shape: tuple[int, int]) -> Array:
         """Return the factors a_ij as an array that broadcasts to ``shape``."""
-        try:
-            np.broadcast_shapes(self.weights.shape, shape)
-        except ValueError:
+        if any(have not in (1, want) for have, want in zip(self.weights.shape, shape, strict=True)):
             msg = f"penalty weights of shape {self.weights.shape} do not broadcast to weight's shape {shape}"
-            raise InvalidInputError(msg) from None
+            raise InvalidInputError(msg)
         return self.weights  # type: ignore[no-any-return]
 
     def value(self, weight: npt.ArrayLike) -> float:
@@ -100,7 +107,7 @@ def get_penalty(penalty: str | Penalty) -> Penalty:
             return L1()
         msg = f"penalty must be 'l1' or a penalty object such as sisopt.WeightedL1, got {penalty!r}"
         raise InvalidInputError(msg)
-    if not hasattr(penalty, "thresholds"):
+    if isinstance(penalty, type) or not hasattr(penalty, "thresholds"):
         msg = f"penalty must be 'l1' or a penalty object such as sisopt.WeightedL1, got {type(penalty).__name__}"
         raise InvalidInputError(msg)
     return penalty

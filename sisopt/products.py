@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .errors import InvalidInputError
 from .threads import available_threads, ordered_map
+from .validation import LARGEST
 
 Array = npt.NDArray[np.float64]
 
@@ -94,7 +95,8 @@ def dense_preactivations(
     z = np.empty((W.shape[0], X.shape[0]))
 
     def part(rows: slice) -> None:
-        forward(X, W[rows].astype(np.float64), z[rows])
+        with np.errstate(over="ignore", invalid="ignore"):
+            forward(X, W[rows].astype(np.float64), z[rows])
 
     for _ in ordered_map(part, row_chunks(*z.shape), available_threads()):
         pass
@@ -102,8 +104,10 @@ def dense_preactivations(
         z += b[:, None]
     if s is not None:
         z += s.T
-    if not np.isfinite(z).all():
-        msg = "inputs and weight are finite but their product is not: scale the inputs down"
+    pieces = (*(X[block] for block in sample_blocks(*X.shape)), *z)
+    largest = max(float(np.max(np.abs(piece), initial=0.0)) for piece in pieces)
+    if not largest <= LARGEST:
+        msg = f"inputs, or their products with weight, are as large as {largest:g}: scale them down, squares overflow"
         raise InvalidInputError(msg)
     z.flags.writeable = False
     return z.T

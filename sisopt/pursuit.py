@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound, row_sums
-from .errors import InfeasibleBudgetError
-from .evaluation import empty_evaluation, evaluate
+from .errors import InfeasibleBudgetError, InvalidInputError
+from .evaluation import empty_evaluation, evaluate, target_size
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
 from .gram_statistics import is_quadratic
 from .problem import LayerProblem
 from .solution import Progress, Solution, Status
 from .solvers.forward_backward import DataRows
-from .solvers.multiplier import solve_budget, solve_penalized, solve_sparsity
+from .solvers.multiplier import SAFETY, count_slack, solve_budget, solve_penalized, solve_sparsity
 from .solvers.quadratic import QuadraticRows
 from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
 from .solvers.rows import Limits, State
@@ -21,6 +25,7 @@ from .validation import as_float_array, check_shape
 
 Array = npt.NDArray[np.float64]
 
+ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
 LEAST_ERROR_ACCURACY = 1e-9  # of a solve without penalty, relative to the loss
 SMALL_MULTIPLIER = 1e-6  # relative to the largest: where a dual point for a budget of 0 is taken
 DENSE_ACCURACY = 1e-2
@@ -45,11 +50,14 @@ class Pursuit:
         empty = empty_evaluation(problem, controls.n_threads)
         nothing = np.zeros(problem.weight.shape)
         sums = row_sums(nothing, empty.gradient, empty.loss, self.thresholds)
-        self.empty_radius = sums.radius
+        self.empty_radius = sums.radius if sums.radius > ROUNDING * target_size(problem) else 0.0
         self.largest = float(sums.dual_norm.max())
         self.epsilon = 0.0
         if isinstance(goal, ErrorBudget):
             self.epsilon = goal.epsilon(self.empty_radius, problem.total_weight)
+        self._exact = self.epsilon == 0.0
+        if self._exact:  # half of what counts as kept: a budget that can be certified
+            self.epsilon = 0.5 * FEASIBILITY[problem.weight.dtype] * self.empty_radius
         self._warm = warm_start
         self._state = State.start(nothing, empty.bias.copy(), empty.loss)
         self._state.work = empty.work
@@ -85,8 +93,7 @@ class Pursuit:
     @property
     def feasible_radius(self) -> float:
         """The radius up to which the budget counts as kept."""
-        slack = FEASIBILITY[self.problem.weight.dtype]
-        return self.epsilon * (1.0 + slack) if self.epsilon > 0 else slack * self.empty_radius
+        return 2.0 * self.epsilon if self._exact else self.epsilon * (1.0 + FEASIBILITY[self.problem.weight.dtype])
 
     def run(self, tol: float) -> tuple[Iterate, Status | None]:
         """Return the best iterate at a gap of ``tol``, and why the search was cut short if it was."""
@@ -96,8 +103,9 @@ class Pursuit:
         if self._solver is None or self._rounds is None:
             rows = QuadraticRows if is_quadratic(self.problem) else DataRows
             self._solver = rows(self.problem, self._state, self.controls.n_threads)
+            score = partial(_score, self.goal, self.epsilon)  # no bound method: a cycle would outlive the solve
             self._rounds = Rounds(
-                self._solver, self.controls, self._score, self.work_unit, keep_last=isinstance(self.goal, Sparsity)
+                self._solver, self.controls, score, self.work_unit, keep_last=isinstance(self.goal, Sparsity)
             )
         rounds, stopped = self._rounds, None
         try:
@@ -136,51 +144,66 @@ class Pursuit:
         return InfeasibleBudgetError(msg, least)
 
     def _warm_up(self, warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None]) -> None:
-        given = warm_start.weight if isinstance(warm_start, Solution) else warm_start[0]
-        W = as_float_array("warm_start", given, 2, dtype=np.float64)
-        check_shape("warm_start", W, self.problem.weight.shape, "(that of weight)")
+        given: npt.ArrayLike
+        b: npt.ArrayLike | None
+        if isinstance(warm_start, Solution):
+            given, b = warm_start.weight, warm_start.bias
+        elif isinstance(warm_start, tuple | list) and len(warm_start) == 2:
+            given, b = warm_start
+        else:
+            msg = f"warm_start must be a Solution or a pair (weight, bias), got {type(warm_start).__name__}"
+            raise InvalidInputError(msg)
+        W = as_float_array("warm_start weight", given, 2, dtype=np.float64)
+        check_shape("warm_start weight", W, self.problem.weight.shape, "(that of weight)")
+        if b is not None:  # only checked: the best bias is found anew
+            check_shape("warm_start bias", as_float_array("warm_start bias", b, 1), W.shape[:1], "(one per output)")
         state = self._state
         state.weight[:] = np.where(np.isinf(self.thresholds), 0.0, W)
         state.value[:] = row_sums(state.weight, np.zeros(W.shape), state.loss, self.thresholds).value
 
-    def _start(self, cold: float) -> float:
-        """Return the multiplier to start from: the warm start's, or a fraction of the largest."""
+    def _start(self) -> float:
+        """Return the multiplier to start from: the goal's, the warm start's, or a guess."""
+        if isinstance(self.goal, Penalized):
+            return self.goal.multiplier
         if isinstance(self._warm, Solution) and 0.0 < self._warm.multiplier < self.largest:
             return self._warm.multiplier
-        return cold * self.largest
-
-    def _score(self, sums: RowSums, multiplier: float) -> tuple[float, float, bool]:
-        """Return the goal's objective, a lower bound on its optimum, and whether the iterate meets it."""
-        if isinstance(self.goal, Penalized):
-            return multiplier * sums.objective + float(sums.loss.sum()), penalized_bound(sums, multiplier), True
         if isinstance(self.goal, Sparsity):
-            return sums.objective, budget_bound(sums, sums.radius), True
-        return sums.objective, budget_bound(sums, self.epsilon), sums.radius <= self.epsilon * (1.0 + 1e-9)
+            return self.largest * max(0.02, 0.25 * self.goal.sparsity**2)
+        relative = self.epsilon / self.empty_radius
+        return self.largest * max(relative**3, 0.2 * relative**2, 1e-8)
+
+    def count_is_right(self, weight: npt.NDArray[Any]) -> bool:
+        """Return whether the weights have as many non-zeros as a goal of a sparsity asks for, up to its slack."""
+        if not isinstance(self.goal, Sparsity):
+            return True
+        return abs(int(np.count_nonzero(weight)) - self._kept) <= count_slack(weight.size)
 
     def _search(self, rounds: Rounds, tol: float) -> None:
         goal, size = self.goal, self.problem.weight.size
+        start = self._start()
+        if self._warm is not None and not rounds.history:
+            rounds.run(start, math.inf)  # only measures: the warm start may be good enough
+            if rounds.gap <= SAFETY * tol and self.count_is_right(self._state.weight):
+                return
         if isinstance(goal, Penalized):
             solve_penalized(rounds, goal.multiplier, tol)
         elif isinstance(goal, Sparsity):
             if self._kept >= int(np.isfinite(self.thresholds).sum()):
-                self._dense(rounds)
+                self._dense(rounds, tol)
             else:
-                start = self._start(max(0.02, 0.25 * goal.sparsity**2))
                 solve_sparsity(rounds, self._kept, size, start, self.largest, tol, self.empty_radius)
-        elif self.epsilon == 0.0:
-            self._dense(rounds)
-        else:
-            relative = self.epsilon / self.empty_radius
-            start = self._start(max(relative**3, 0.2 * relative**2, 1e-8))
+        elif not (self._exact and self._dense(rounds, tol)):
             solve_budget(
                 rounds, self.epsilon, start, self.largest, tol, self.empty_radius, lambda: self._least_error(rounds)
             )
 
-    def _dense(self, rounds: Rounds) -> None:
-        """Offer the dense layer, after a round at a small multiplier for the sake of its dual point."""
+    def _dense(self, rounds: Rounds, tol: float) -> bool:
+        """Offer the dense layer, after a round at a small multiplier for the sake of its dual point.
+
+        Returns whether that is good enough.
+        """
         rounds.run(SMALL_MULTIPLIER * self.largest, DENSE_ACCURACY * float(self._state.loss.sum()))
-        if not self._offer_dense(rounds):
-            self._least_error(rounds)
+        return self._offer_dense(rounds) and rounds.gap <= SAFETY * tol
 
     def _offer_dense(self, rounds: Rounds) -> bool:
         """Offer the dense weights, which meet every budget unless the inputs changed or the mask forbids some."""
@@ -202,3 +225,12 @@ class Pursuit:
         if isinstance(self.goal, ErrorBudget) and sums.radius > self.feasible_radius:
             raise self._infeasible(sums.radius)
         rounds.offer(state.weight.copy(), sums.objective)
+
+
+def _score(goal: Goal, epsilon: float, sums: RowSums, multiplier: float) -> tuple[float, float, bool]:
+    """Return the goal's objective, a lower bound on its optimum, and whether the iterate meets it."""
+    if isinstance(goal, Penalized):
+        return multiplier * sums.objective + float(sums.loss.sum()), penalized_bound(sums, multiplier), True
+    if isinstance(goal, Sparsity):
+        return sums.objective, budget_bound(sums, sums.radius), True
+    return sums.objective, budget_bound(sums, epsilon), sums.radius <= epsilon * (1.0 + 1e-9)

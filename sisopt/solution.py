@@ -16,9 +16,9 @@ class Status(enum.Enum):
     """How a solve ended; the value is a sentence for people."""
 
     OPTIMAL = "the certified gap reached the tolerance"
-    ITERATION_LIMIT = "stopped at max_iterations before the gap reached the tolerance"
-    TIME_LIMIT = "stopped at max_seconds before the gap reached the tolerance"
-    CALLBACK = "stopped by the callback before the gap reached the tolerance"
+    ITERATION_LIMIT = "stopped at max_iterations before the goal was reached"
+    TIME_LIMIT = "stopped at max_seconds before the goal was reached"
+    CALLBACK = "stopped by the callback before the goal was reached"
     STALLED = "stopped at the precision of the arithmetic before the gap reached the tolerance"
 
 
@@ -87,6 +87,8 @@ class Solution:
         sqrt(2 phi(W, b)), attained by the returned (rounded) weights, in units of pre-activations.
     relative_error : float
         radius / epsilon_max, attained; 0 for a dead layer (epsilon_max = 0).
+    empty_radius : float
+        epsilon_max, the radius of the best constant layer (W = 0, best b), in units of pre-activations.
     kkt_violation : float
         Largest distance of -grad phi from lambda dg(W), relative to lambda.
     status : Status
@@ -108,6 +110,7 @@ class Solution:
     multiplier: float
     radius: float
     relative_error: float
+    empty_radius: float
     kkt_violation: float
     status: Status
     n_iterations: int

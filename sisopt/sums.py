@@ -56,12 +56,20 @@ def statistics_from_sums(
         msg = "gram must be symmetric: it is inputs.T @ inputs"
         raise InvalidInputError(msg)
     least = float(np.linalg.eigvalsh(gram)[0])
-    if least < -1e-6 * max(scale, np.finfo(float).tiny) * n_in:
+    tolerance = 1e-6 * max(scale, np.finfo(float).tiny) * n_in
+    if least < -tolerance:
         msg = f"gram must be positive semidefinite: it is inputs.T @ inputs, but its least eigenvalue is {least:g}"
         raise InvalidInputError(msg)
     sums = _given("input_sum", input_sum, (n_in,), needed=bias is not None, because="a bias is fitted")
+    if bias is not None and float(np.linalg.eigvalsh(gram - np.outer(sums, sums / count))[0]) < -tolerance:
+        msg = "input_sum does not belong to gram: gram - n_samples * outer(mean, mean) must be positive semidefinite"
+        raise InvalidInputError(msg)
     W = weight.astype(np.float64)
     if cross is None:
+        for name, value in (("energy", energy), ("target_sum", target_sum)):
+            if value is not None:
+                msg = f"{name} was given without cross: the targets' sums go together"
+                raise InvalidInputError(msg)
         b = np.zeros(n_out) if bias is None else bias.astype(np.float64)
         Q = W @ gram + np.outer(b, sums)
         z_sum = W @ sums + count * b
@@ -71,19 +79,34 @@ def statistics_from_sums(
         z_square = _given("energy", energy, (n_out,), needed=True, because="cross is given")
         z_sum = _given("target_sum", target_sum, (n_out,), needed=bias is not None, because="cross and bias are given")
     if bias is None:
-        return GramStatistics(gram, Q, z_square, np.zeros(n_in), np.zeros(n_out), float(count)), count
-    center, mean = sums / count, z_sum / count
-    return (
-        GramStatistics(
+        statistics = GramStatistics(gram, Q, z_square, np.zeros(n_in), np.zeros(n_out), float(count))
+    else:
+        center, mean = sums / count, z_sum / count
+        statistics = GramStatistics(
             gram=gram - np.outer(sums, center),
             cross=Q - np.outer(mean, sums),
             energy=np.maximum(z_square - count * mean**2, 0.0),
             input_mean=center,
             target_mean=mean,
             total_weight=float(count),
-        ),
-        count,
-    )
+        )
+    if cross is not None:
+        _check_energy(statistics)
+    return statistics, count
+
+
+def _check_energy(statistics: GramStatistics) -> None:
+    """Raise unless the targets have at least the energy that their least-squares fit explains."""
+    fit = np.linalg.lstsq(statistics.gram, statistics.cross.T, rcond=1e-10)[0]
+    explained = np.einsum("ij,ji->i", statistics.cross, fit)
+    short = explained > statistics.energy + 1e-6 * (np.abs(explained) + statistics.energy)
+    if short.any():
+        i = int(np.argmax(short))
+        msg = (
+            f"energy does not belong to cross and gram: output {i} has {statistics.energy[i]:g} about its mean, less "
+            f"than the {explained[i]:g} that the inputs explain"
+        )
+        raise InvalidInputError(msg)
 
 
 def _given(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...], *, needed: bool, because: str) -> Array:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from .errors import InvalidInputError
 
+PER_SAMPLE = ("inputs", "preactivations", "shift", "entry_weights", "sample_weights")
+LARGEST = 1e140  # squares of such numbers, summed over all samples, are still finite
 _CHECK_ENTRIES = 1 << 22  # entries examined at a time, so that a check never costs a copy
 
 
@@ -57,7 +59,8 @@ def check_finite(name: str, array: npt.NDArray[Any]) -> None:
             index = np.argwhere(~finite)[0]
             index[0] += start
             place = ", ".join(map(str, index))
-            msg = f"{name} must be finite, got {array[tuple(index)]} at [{place}]; remove or impute such samples"
+            advice = "; remove or impute such samples" if name in PER_SAMPLE else ""
+            msg = f"{name} must be finite, got {array[tuple(index)]} at [{place}]{advice}"
             raise InvalidInputError(msg)
 
 
@@ -81,7 +84,7 @@ def number(name: str, value: object, *, low: float = -math.inf, above: float = -
     """Return a finite float that is at least ``low`` and greater than ``above``."""
     try:
         result = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not (math.isfinite(result) and result >= low and result > above):
         bound = f" of at least {low:g}" if low > -math.inf else f" above {above:g}" if above > -math.inf else ""
@@ -106,7 +109,7 @@ def dense_layer(
     weight: npt.ArrayLike, bias: npt.ArrayLike | None, n_in: int, meaning: str
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Return the checked weight (n_out, n_in) and bias (n_out,); ``meaning`` tells where n_in comes from."""
-    if np.asarray(weight).dtype == np.float16:
+    if getattr(weight, "dtype", None) == np.float16:
         msg = "weight must be float32 or float64, got float16: convert it, solve, and round the answer back"
         raise InvalidInputError(msg)
     W = as_float_array("weight", weight, 2)
@@ -137,7 +140,11 @@ def check_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> npt.NDArra
     """Return a mask of the given shape, or None."""
     if mask is None:
         return None
-    array = np.asarray(mask)
+    try:
+        array = np.asarray(mask)
+    except ValueError as error:
+        msg = f"mask cannot be read as an array: {error}"
+        raise InvalidInputError(msg) from None
     if array.dtype != np.bool_:
         msg = f"mask must be boolean (True where a weight may be non-zero), got dtype {array.dtype}"
         raise InvalidInputError(msg)

@@ -15,7 +15,6 @@ Y. Sun, M. A. Saunders, "Proximal Newton-type methods for minimizing composite f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,16 +115,15 @@ class DataRows:
         chunk = self._open(rows, memory)
         live = np.arange(chunk.bias.size)
         for row in memory:
-            row.gap = math.inf
+            row.begin()
         for iteration in range(limits.iterations + 1):
             C = self._gradient(chunk, live)
             sums = row_sums(chunk.weight[live], C, chunk.loss[live], factors[live])
             self.state.put(rows.start + live, sums)
             if multiplier > 0:
                 gaps = penalized_row_gaps(sums, multiplier)
-                keep = gaps > tolerances[live]
-                for i, gap in zip(live.tolist(), gaps.tolist(), strict=True):
-                    memory[i].see(gap)
+                gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
+                keep = (gaps > tolerances[live]) & gains
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break

@@ -165,10 +165,15 @@ def _scale_to(
     return False
 
 
+def count_slack(size: int) -> float:
+    """Return how far the number of non-zero weights, of ``size``, may be from the one asked for."""
+    return max(1.0, 0.002 * size)
+
+
 def solve_sparsity(
     rounds: Rounds, kept: int, size: int, start: float, largest: float, tol: float, empty_radius: float
 ) -> None:
-    """Find a multiplier with ``kept`` non-zero weights of ``size`` up to max(1, 0.002 size).
+    """Find a multiplier with ``kept`` non-zero weights of ``size``, up to `count_slack`.
 
     At a jump of the path it is the sparser side's. The best iterate of the rounds is the last one.
     """
@@ -182,7 +187,7 @@ def solve_sparsity(
         sums = rounds.run(multiplier, accuracy * (objective if objective > 0 else float(state.loss.sum())))
         count = int(np.count_nonzero(state.weight))
         tight = accuracy <= TIGHT * tol
-        if last or abs(count - kept) <= max(1.0, 0.002 * size):
+        if last or abs(count - kept) <= count_slack(size):
             if rounds.history[-1].gap <= SAFETY * tol or accuracy < LEAST_ACCURACY:
                 return
             accuracy = TIGHT * accuracy if tight else TIGHT * tol

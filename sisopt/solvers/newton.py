@@ -26,6 +26,7 @@ GATHER_BYTES = 1 << 20
 NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
 GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
 MODEL_COST = 4.0  # an operation of the lasso kernel against one of a product
+GAIN, MAX_IDLE = 0.9, 30  # so many steps without bringing the gap down by a tenth: rounding has the last word
 FASTEST, SLOWEST = 0.05, 0.99  # contractions of the gap in one step that predictions believe
 
 
@@ -120,7 +121,8 @@ class RowMemory:
     """What a row remembers from step to step.
 
     Its Hessian and when that was used last, its gap and how fast gaps contract, the work of its last model, the scale
-    of the Gram metric (less than 1 where part of the samples is active) and whether the last step was Newton's.
+    of the Gram metric (less than 1 where part of the samples is active), whether the last step was Newton's, and for
+    how many steps the best gap has not come down.
     """
 
     hessian: RowHessian | None = None
@@ -130,12 +132,24 @@ class RowMemory:
     model_work: float = 0.0
     scale: float = 1.0
     newton: bool = False
+    best: float = math.inf
+    idle: int = 0
 
-    def see(self, gap: float) -> None:
-        """Take note of the gap after a step."""
+    def see(self, gap: float) -> bool:
+        """Take note of the gap after a step; return whether steps still gain on it."""
+        if gap <= GAIN * self.best:
+            self.best, self.idle = gap, 0
+        else:
+            self.idle += 1
         if math.isfinite(self.gap) and self.gap > 0:
             self.rate = math.sqrt(self.rate * min(max(gap / self.gap, FASTEST), SLOWEST))
         self.gap = gap
+        return self.idle < MAX_IDLE
+
+    def begin(self) -> None:
+        """Forget the gaps of another multiplier."""
+        self.gap = self.best = math.inf
+        self.idle = 0
 
 
 @dataclass(frozen=True)

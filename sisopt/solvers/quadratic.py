@@ -13,6 +13,7 @@ from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import gram_statistics
 from ..problem import LayerProblem
 from ..threads import ordered_map
+from .newton import RowMemory
 from .rows import Limits, State, model_step, moved, scaled_thresholds, square
 
 Array = npt.NDArray[np.float64]
@@ -53,6 +54,7 @@ class QuadraticRows:
         factors = self._thresholds[rows]
         thresholds = scaled_thresholds(factors, multiplier)
         live = np.arange(W.shape[0])
+        memory = [RowMemory() for _ in live]
         for iteration in range(limits.iterations + 1):
             cross = statistics.cross[rows][live]
             C = self._scale * (W[live] @ statistics.gram - cross)
@@ -61,7 +63,9 @@ class QuadraticRows:
             sums = row_sums(W[live], C, np.maximum(loss, 0.0), factors[live])
             state.put(rows.start + live, sums)
             if multiplier > 0:
-                keep = penalized_row_gaps(sums, multiplier) > tolerances[live]
+                gaps = penalized_row_gaps(sums, multiplier)
+                gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
+                keep = (gaps > tolerances[live]) & gains
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break
