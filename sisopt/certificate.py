@@ -126,6 +126,8 @@ def budget_bound(sums: RowSums, epsilon: float) -> float:
 
 def kkt_violation(weight: Array, gradient: Array, thresholds: Array, multiplier: float) -> float:
     """Return max_ij dist(-C_ij, lambda a_ij d|w_ij|) / (lambda a_ij); 0 at an optimum of the penalised program."""
+    if multiplier == 0.0:  # a dead layer: there is no gradient
+        return 0.0
     scaled = gradient / thresholds / multiplier
     distance = np.where(weight == 0, np.maximum(np.abs(scaled) - 1.0, 0.0), np.abs(scaled + np.sign(weight)))
     return float(distance.max(initial=0.0))

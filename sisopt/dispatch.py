@@ -25,6 +25,7 @@ Array = npt.NDArray[np.float64]
 
 METHODS = ("forward-backward",)
 LEAST_TOL = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
+INVALID = 1e-4  # a bound further above the objective of an iterate that keeps the budget cannot be rounding
 ATTEMPTS = 3  # rounding to float32 may cost a little of the gap: then the solver is asked for more
 
 
@@ -124,18 +125,20 @@ def solve_silently(
         for _ in range(ATTEMPTS):
             iterate, stopped = pursuit.run(accuracy)
             solution = _certify(pursuit, iterate, stopped, tol)
-            if stopped is not None or solution.gap <= tol:
+            if stopped not in (None, Status.STALLED) or solution.status is Status.OPTIMAL:
                 break
             accuracy *= 0.3
+            pursuit.leave_gram_space()
     return solution
 
 
 def warn_unless_optimal(solution: Solution, tol: float, stacklevel: int) -> None:
     """Warn that a solve fell short, with advice; ``stacklevel`` as in `warnings.warn`, seen from here."""
     if solution.status is not Status.OPTIMAL:
+        compared = f"gap {solution.gap:.2e} {'>' if solution.gap > tol else '<='} tol {tol:.0e}"
         msg = (
-            f"{solution.status.value}: gap {solution.gap:.2e} (tol {tol:.0e}), sparsity {solution.sparsity:.4f} after "
-            f"{solution.n_iterations} iterations and {solution.seconds:.3g} s; {_ADVICE[solution.status]}"
+            f"{solution.status.value}: {compared}, sparsity {solution.sparsity:.4f} after {solution.n_iterations} "
+            f"iterations and {solution.seconds:.3g} s; {_ADVICE[solution.status]}"
         )
         warnings.warn(msg, ConvergenceWarning, stacklevel=stacklevel)
 
@@ -194,14 +197,18 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
 
     lower = bound(weight.astype(np.float64), at)
     other = pursuit.best_dual_point
+    dual_weight = None
     if other is not None and relative_gap(objective, lower) > tol:
         elsewhere = evaluate(problem, other, controls.n_threads)
         pursuit.work += elsewhere.work
-        lower = max(lower, bound(other, elsewhere))
+        if bound(other, elsewhere) > lower:
+            lower, dual_weight = bound(other, elsewhere), other
     gap = relative_gap(objective, lower) if pursuit.empty_radius > 0 else 0.0  # a dead layer: all else is rounding
     if isinstance(goal, ErrorBudget) and radius > pursuit.feasible_radius and pursuit.empty_radius > 0:
         gap = math.inf
     short = stopped is not None and not pursuit.count_is_right(weight)
+    if lower > objective * (1.0 + INVALID) and 0.0 < objective and gap < math.inf:
+        gap = math.inf  # no bound lies above what is attained: say so, and do not hide it
     status = Status.OPTIMAL if gap <= tol and not short else stopped or Status.STALLED
     return Solution(
         weight=weight,
@@ -209,6 +216,7 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
         goal=goal,
         objective=objective,
         lower_bound=min(lower, objective) if gap < math.inf else lower,
+        dual_weight=dual_weight,
         gap=gap,
         multiplier=iterate.multiplier,
         radius=radius,

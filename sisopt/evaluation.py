@@ -98,12 +98,19 @@ def empty_evaluation(problem: LayerProblem, n_threads: int | None = None) -> Eva
 
 
 def target_size(problem: LayerProblem) -> float:
-    """Return the norm of the dense pre-activations, against which a radius may be mere rounding."""
+    """Return the (weighted) norm of the dense pre-activations, against which a radius may be mere rounding."""
     if problem.statistics is not None:
         s = problem.statistics
         return float(np.sqrt(s.energy.sum() + s.total_weight * (s.target_mean**2).sum()))
     assert problem.preactivations is not None
-    return float(np.sqrt(sum(float(np.sum(problem.preactivations[:, rows] ** 2)) for rows in problem.chunks())))
+    total = 0.0
+    for rows in problem.chunks():
+        squares = problem.preactivations[:, rows].astype(np.float64) ** 2
+        if problem.entry_weights is not None:
+            squares *= problem.entry_weights[:, rows]
+        per_sample = squares.sum(axis=1)
+        total += float(per_sample.sum() if problem.sample_weights is None else problem.sample_weights @ per_sample)
+    return float(np.sqrt(total))
 
 
 def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:

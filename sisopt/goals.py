@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, UnsupportedError
 
 
 def _number(name: str, value: object, low: float, high: float, wanted: str) -> float:
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high or math.isinf(number):
@@ -51,9 +51,12 @@ class ErrorBudget:
         epsilon / epsilon_max, where epsilon_max is the radius of the best constant layer (W = 0, best b):
         0 asks for the outputs of the dense layer, 1 or more is met by W = 0.
     eta : float, optional
-        Mean squared distance per sample, the eta of the SIS paper: epsilon**2 / n_samples.
+        Mean squared distance per sample, the eta of the SIS paper: epsilon**2 / n_samples, or over the sum of the
+        sample weights where there are any.
     radius : float, optional
         epsilon itself, in units of pre-activations.
+    per : {"layer"}
+        What shares one budget: all neurons and samples of the layer.
 
     References
     ----------
@@ -63,6 +66,11 @@ class ErrorBudget:
     relative_error: float | None = None
     eta: float | None = None
     radius: float | None = None
+    per: str = "layer"
+
+    def __repr__(self) -> str:
+        given = ((name, getattr(self, name)) for name in ("relative_error", "eta", "radius"))
+        return f"ErrorBudget({', '.join(f'{name}={value:g}' for name, value in given if value is not None)})"
 
     def __post_init__(self) -> None:
         measures = ("relative_error", "eta", "radius")
@@ -71,6 +79,9 @@ class ErrorBudget:
             found = "none" if not given else " and ".join(given)
             msg = f"ErrorBudget takes exactly one of relative_error, eta and radius, got {found}"
             raise InvalidInputError(msg)
+        if self.per != "layer":
+            msg = f"ErrorBudget knows one budget for the layer, per='layer', got per={self.per!r}"
+            raise UnsupportedError(msg)
         name = given[0]
         value = _number(name, getattr(self, name), 0.0, math.inf, "a finite number of at least 0")
         object.__setattr__(self, name, value)

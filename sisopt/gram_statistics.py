@@ -12,6 +12,8 @@ from .threads import ordered_map
 
 Array = npt.NDArray[np.float64]
 
+CONSTANT = 1e-13  # relative spread of an input below which it counts as constant
+
 
 def is_quadratic(problem: LayerProblem) -> bool:
     """Return whether all targets are points with one weight per sample: phi is then a quadratic in (W, b)."""
@@ -42,7 +44,11 @@ def input_gram(problem: LayerProblem, n_threads: int) -> tuple[Array, float]:
         return problem._cache["gram"], 0.0
     assert problem.inputs is not None
     center = input_center(problem) if problem.has_bias else None
-    problem._cache["gram"] = products.gram(problem.inputs, center, problem.sample_weights, n_threads)
+    gram = products.gram(problem.inputs, center, problem.sample_weights, n_threads)
+    if center is not None:  # inputs that are constant up to rounding: the bias does what they can do
+        constant = np.diagonal(gram) <= problem.total_weight * (CONSTANT * np.abs(center)) ** 2
+        gram[constant], gram[:, constant] = 0.0, 0.0
+    problem._cache["gram"] = gram
     return problem._cache["gram"], 2.0 * problem.n_samples * problem.n_in**2
 
 

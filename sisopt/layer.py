@@ -121,7 +121,9 @@ penalty, mask
         Largest radius / epsilon_max, see `ErrorBudget`.
     eta : float, optional
         Largest mean squared distance per sample, see `ErrorBudget`. One of the three goals is given.
-    tol, max_seconds, callback, n_threads
+    tol : float, default 1e-3
+        Relative gap of the convex program, see `solve`.
+    max_seconds, callback, n_threads
         See `solve`.
 
     Returns
@@ -219,6 +221,6 @@ def _stage(
     relative_error: float,
     begun: float,
 ) -> Stage:
-    zeros = 1.0 - np.count_nonzero(weight) / weight.size
+    zeros = 1.0 - int(np.count_nonzero(weight)) / weight.size
     error = output_error(problem, weight, bias)
     return Stage(name, zeros, relative_error, error, time.monotonic() - begun)

@@ -22,4 +22,5 @@ def warmup() -> None:
         problem = LayerProblem(inputs, W, np.zeros(3), activation="relu", fidelity=0.1)
         solve(problem, ErrorBudget(relative_error=0.3), tol=1e-6, n_threads=1)
         solve(problem, Penalized(1.0), n_threads=1)
+        sparsify(inputs, W, np.zeros(3), activation="relu", sparsity=0.5, n_threads=1)
         sparsify(inputs, W, activation="relu", sparsity=0.5, n_threads=1)

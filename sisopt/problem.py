@@ -19,6 +19,7 @@ from .validation import (
     broadcast,
     check_mask,
     check_shape,
+    check_size,
     check_weights,
     dense_layer,
     number,
@@ -129,8 +130,10 @@ class LayerProblem:
         if preactivations is not None:
             Z = as_float_array("preactivations", preactivations, 2)
             check_shape("preactivations", Z, data_shape, meaning)
+            check_size("preactivations", Z)
         else:
             Z = products.dense_preactivations(X, W, b, s)
+        check_size("inputs", X)
         self._set(
             inputs=X,
             weight=W,
@@ -284,21 +287,21 @@ class LayerProblem:
         if self.shift is not None:
             s = self.shift.T[rows]
             lo, hi, z = lo - s, hi - s, z - s
-        v = np.ones(self.n_samples) if self.sample_weights is None else self.sample_weights
+        v = np.ones(self.n_samples) if self.sample_weights is None else self.sample_weights.copy()
         weights = v[None]
         if self.entry_weights is not None:
             weights = self.entry_weights.T[rows] * v
         return RowTarget(
             lo=np.ascontiguousarray(lo),
             hi=np.ascontiguousarray(hi),
-            center=z if self.fidelity > 0 else np.zeros((1, 1)),
-            weights=np.ascontiguousarray(weights, dtype=np.float64),
+            center=np.array(z) if self.fidelity > 0 else np.zeros((1, 1)),
+            weights=np.array(weights, dtype=np.float64, order="C"),
             sample_weights=v,
             fidelity=self.fidelity,
         )
 
-    def replace(self, **changes: Any) -> LayerProblem:
-        """Return a copy with other penalty, mask or fidelity, sharing the data and what was computed from it."""
+    def with_mask(self, mask: npt.NDArray[np.bool_]) -> LayerProblem:
+        """Return a copy with another mask (n_out, n_in), sharing the data and what was computed from them."""
         other = LayerProblem.__new__(LayerProblem)
-        other.__setstate__({**self.__dict__, **changes})
+        other.__setstate__({**self.__dict__, "mask": mask})
         return other

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidInputError
 from .threads import available_threads, ordered_map
-from .validation import LARGEST
+from .validation import check_size
 
 Array = npt.NDArray[np.float64]
 
@@ -104,11 +103,7 @@ def dense_preactivations(
         z += b[:, None]
     if s is not None:
         z += s.T
-    pieces = (*(X[block] for block in sample_blocks(*X.shape)), *z)
-    largest = max(float(np.max(np.abs(piece), initial=0.0)) for piece in pieces)
-    if not largest <= LARGEST:
-        msg = f"inputs, or their products with weight, are as large as {largest:g}: scale them down, squares overflow"
-        raise InvalidInputError(msg)
+    check_size("inputs, or their products with weight,", z)
     z.flags.writeable = False
     return z.T
 

@@ -25,10 +25,11 @@ from .validation import as_float_array, check_shape
 
 Array = npt.NDArray[np.float64]
 
+SAME = 1e-7  # relative error up to which a layer counts as the dense one
 ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
 LEAST_ERROR_ACCURACY = 1e-9  # of a solve without penalty, relative to the loss
 SMALL_MULTIPLIER = 1e-6  # relative to the largest: where a dual point for a budget of 0 is taken
-DENSE_ACCURACY = 1e-2
+DENSE_ACCURACY = 0.1  # of the tolerance
 
 
 class Pursuit:
@@ -98,7 +99,7 @@ class Pursuit:
     def run(self, tol: float) -> tuple[Iterate, Status | None]:
         """Return the best iterate at a gap of ``tol``, and why the search was cut short if it was."""
         if self._empty_is_optimal():
-            multiplier = self.goal.multiplier if isinstance(self.goal, Penalized) else max(self.largest, 1e-300)
+            multiplier = self.goal.multiplier if isinstance(self.goal, Penalized) else self.largest
             return Iterate(np.zeros(self.problem.weight.shape), multiplier), None
         if self._solver is None or self._rounds is None:
             rows = QuadraticRows if is_quadratic(self.problem) else DataRows
@@ -112,9 +113,18 @@ class Pursuit:
             self._search(rounds, tol if self._warm is None else tol / 0.9)  # so that a solution restarts as solved
         except Stopped as reason:
             stopped = reason.status
+        if rounds.best is None and stopped is Status.STALLED:
+            self._least_error(rounds)
         if rounds.best is None:
             self._offer_dense(rounds)
         return rounds.best or rounds.latest(), stopped
+
+    def leave_gram_space(self) -> None:
+        """Go on over the data: residuals keep digits that differences of sums lose."""
+        if isinstance(self._solver, QuadraticRows) and self.problem.inputs is not None:
+            self._solver = DataRows(self.problem, self._state, self.controls.n_threads)
+            if self._rounds is not None:
+                self._rounds.solver, self._rounds.stalls = self._solver, 0
 
     def _empty_is_optimal(self) -> bool:
         if self.empty_radius == 0.0:
@@ -182,7 +192,7 @@ class Pursuit:
         goal, size = self.goal, self.problem.weight.size
         start = self._start()
         if self._warm is not None and not rounds.history:
-            rounds.run(start, math.inf)  # only measures: the warm start may be good enough
+            self._measure_warm_start(rounds, start)
             if rounds.gap <= SAFETY * tol and self.count_is_right(self._state.weight):
                 return
         if isinstance(goal, Penalized):
@@ -196,13 +206,28 @@ class Pursuit:
             solve_budget(
                 rounds, self.epsilon, start, self.largest, tol, self.empty_radius, lambda: self._least_error(rounds)
             )
+            if rounds.best is None:
+                self._least_error(rounds)
+
+    def _measure_warm_start(self, rounds: Rounds, multiplier: float) -> None:
+        """Measure the warm start, and the weights that proved its bound: they may be good enough as they are."""
+        weight = self._state.weight
+        if isinstance(self._warm, Solution) and self._warm.dual_weight is not None:
+            kept = weight.copy()
+            weight[:] = np.where(np.isinf(self.thresholds), 0.0, self._warm.dual_weight)
+            rounds.run(multiplier, math.inf)
+            weight[:] = kept
+        rounds.run(multiplier, math.inf)
 
     def _dense(self, rounds: Rounds, tol: float) -> bool:
         """Offer the dense layer, after a round at a small multiplier for the sake of its dual point.
 
         Returns whether that is good enough.
         """
-        rounds.run(SMALL_MULTIPLIER * self.largest, DENSE_ACCURACY * float(self._state.loss.sum()))
+        multiplier = SMALL_MULTIPLIER * self.largest
+        W = np.where(np.isinf(self.thresholds), 0.0, self.problem.weight)
+        dense = row_sums(W, np.zeros_like(W), self._state.loss, self.thresholds)
+        rounds.run(multiplier, DENSE_ACCURACY * tol * multiplier * dense.objective)
         return self._offer_dense(rounds) and rounds.gap <= SAFETY * tol
 
     def _offer_dense(self, rounds: Rounds) -> bool:
@@ -210,18 +235,27 @@ class Pursuit:
         W = np.where(np.isinf(self.thresholds), 0.0, self.problem.weight)
         at = evaluate(self.problem, W, self.controls.n_threads)
         self.work += at.work
-        meets = float(np.sqrt(2.0 * at.loss.sum())) <= self.feasible_radius or not isinstance(self.goal, ErrorBudget)
+        radius = float(np.sqrt(2.0 * at.loss.sum()))
+        exact = 2.0 * SAME * self.empty_radius  # for goals without a budget: only where it is the dense layer indeed
+        meets = radius <= (self.feasible_radius if isinstance(self.goal, ErrorBudget) else exact)
         if meets:
             objective = row_sums(W, at.gradient, at.loss, self.thresholds).objective
             rounds.offer(W, objective)
         return meets
 
     def _least_error(self, rounds: Rounds) -> None:
-        """Solve without a penalty; raise if even that misses the budget."""
-        state = self._state
+        """Solve without a penalty, unless the dense layer will do; raise if even that misses the budget."""
+        if isinstance(self.goal, ErrorBudget) and self._offer_dense(rounds):
+            return
+        state, controls = self._state, self.controls
         tolerances = LEAST_ERROR_ACCURACY * state.loss + 1e-16 * self.empty_radius**2 / state.loss.size
-        rounds.solver.solve(0.0, tolerances, Limits(self.controls.max_iterations, self.controls.deadline))
+        limits = Limits(max(0, controls.max_iterations - state.iterations), controls.deadline)
+        rounds.solver.solve(0.0, tolerances, limits)
         sums = state.sums()
+        if limits.out_of_time():
+            raise Stopped(Status.TIME_LIMIT)
+        if state.iterations >= controls.max_iterations:
+            raise Stopped(Status.ITERATION_LIMIT)
         if isinstance(self.goal, ErrorBudget) and sums.radius > self.feasible_radius:
             raise self._infeasible(sums.radius)
         rounds.offer(state.weight.copy(), sums.objective)

@@ -79,6 +79,8 @@ class Solution:
     lower_bound : float
         Certified: no (W, b) that meets the goal has a smaller objective. For `Sparsity`, none within the radius that
         was attained.
+    dual_weight : ndarray, shape (n_out, n_in), or None
+        The weights whose residuals, at their best bias, prove ``lower_bound``; None where ``weight`` does itself.
     gap : float
         (objective - lower_bound) / objective; 0 if the objective is 0, infinite if the budget is missed.
     multiplier : float
@@ -106,6 +108,7 @@ class Solution:
     goal: Goal
     objective: float
     lower_bound: float
+    dual_weight: npt.NDArray[Any] | None
     gap: float
     multiplier: float
     radius: float
@@ -121,7 +124,7 @@ class Solution:
     @property
     def sparsity(self) -> float:
         """Fraction of zero weights."""
-        return 1.0 - np.count_nonzero(self.weight) / self.weight.size
+        return 1.0 - int(np.count_nonzero(self.weight)) / self.weight.size
 
     def __str__(self) -> str:
         lines = (

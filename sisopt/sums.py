@@ -55,11 +55,15 @@ def statistics_from_sums(
     if not np.allclose(gram, gram.T, rtol=1e-6, atol=1e-9 * scale):
         msg = "gram must be symmetric: it is inputs.T @ inputs"
         raise InvalidInputError(msg)
-    least = float(np.linalg.eigvalsh(gram)[0])
+    values, vectors = np.linalg.eigh(0.5 * (gram + gram.T))
+    least = float(values[0])
     tolerance = 1e-6 * max(scale, np.finfo(float).tiny) * n_in
     if least < -tolerance:
         msg = f"gram must be positive semidefinite: it is inputs.T @ inputs, but its least eigenvalue is {least:g}"
         raise InvalidInputError(msg)
+    if least < 0.0:  # rounding, in float32 say: solvers rely on a Gram matrix of something
+        gram = (vectors * np.maximum(values, 0.0)) @ vectors.T
+    gram = 0.5 * (gram + gram.T)
     sums = _given("input_sum", input_sum, (n_in,), needed=bias is not None, because="a bias is fitted")
     if bias is not None and float(np.linalg.eigvalsh(gram - np.outer(sums, sums / count))[0]) < -tolerance:
         msg = "input_sum does not belong to gram: gram - n_samples * outer(mean, mean) must be positive semidefinite"

@@ -60,7 +60,8 @@ serial_blas = _SerialBlas()
 
 
 def _reset_after_fork() -> None:
-    global serial_blas
+    if serial_blas._limit is not None:  # the fork happened inside: lift the limit that nobody else will
+        serial_blas._limit.__exit__(None, None, None)
     serial_blas.__init__()  # type: ignore[misc]
 
 
@@ -80,8 +81,13 @@ def resolve_threads(n_threads: int | None) -> int:
     return available_threads() if n_threads is None else positive_integer("n_threads", n_threads)
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
-    """Yield ``function(item)`` in the order of ``items``, with at most ``n_threads + 1`` results alive at a time."""
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], n_threads: int, cancel: Callable[[], None] = lambda: None
+) -> Iterator[R]:
+    """Yield ``function(item)`` in the order of ``items``, with at most ``n_threads + 1`` results alive at a time.
+
+    ``cancel`` is called when an exception (Ctrl-C, say) ends the map, before running calls are waited for.
+    """
     with serial_blas():
         if n_threads == 1:
             yield from map(function, items)
@@ -95,6 +101,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], n_threads: int) 
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
+            except BaseException:
+                cancel()
+                raise
             finally:
                 for future in waiting:
                     future.cancel()

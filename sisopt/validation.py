@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .errors import InvalidInputError
 
 PER_SAMPLE = ("inputs", "preactivations", "shift", "entry_weights", "sample_weights")
-LARGEST = 1e140  # squares of such numbers, summed over all samples, are still finite
+LARGEST = 1e70  # products of two squares of such numbers, summed over all samples, are still finite
 _CHECK_ENTRIES = 1 << 22  # entries examined at a time, so that a check never costs a copy
 
 
@@ -64,6 +64,16 @@ def check_finite(name: str, array: npt.NDArray[Any]) -> None:
             raise InvalidInputError(msg)
 
 
+def check_size(name: str, array: npt.NDArray[Any]) -> None:
+    """Raise if entries are so large that their squares overflow on the way; a few rows at a time."""
+    rows = max(1, _CHECK_ENTRIES // max(1, math.prod(array.shape[1:])))
+    for start in range(0, array.shape[0], rows):
+        largest = float(np.max(np.abs(array[start : start + rows]), initial=0.0))
+        if not largest <= LARGEST:
+            msg = f"{name} must be at most {LARGEST:g} in size, got {largest:g}: squares overflow, scale them down"
+            raise InvalidInputError(msg)
+
+
 def check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], meaning: str) -> None:
     """Raise unless ``array`` has ``shape``; ``meaning`` tells where that shape comes from."""
     if array.shape != shape:
@@ -83,7 +93,7 @@ def broadcast(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], meanin
 def number(name: str, value: object, *, low: float = -math.inf, above: float = -math.inf) -> float:
     """Return a finite float that is at least ``low`` and greater than ``above``."""
     try:
-        result = float(value)  # type: ignore[arg-type]
+        result = math.nan if isinstance(value, str | bytes | bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not (math.isfinite(result) and result >= low and result > above):

@@ -19,7 +19,7 @@ Array = np.ndarray
 class Layer:
     """A problem and what it was made from; phi, its gradient and its conjugate in plain numpy.
 
-    phi(Z) = 1/2 sum omega dist(Z, [lo, hi])**2 + 1/2 sum pull (Z - center)**2, the sample weights inside omega and pull.
+    phi(Z) = 1/2 sum omega dist(Z, [lo, hi])**2 + 1/2 sum pull (Z - center)**2; omega and pull hold the sample weights.
     """
 
     problem: sisopt.LayerProblem

@@ -314,7 +314,7 @@ def test_budget_that_the_mask_forbids_names_the_least_error(activation):
 
 def test_fully_masked_layer_is_the_empty_one():
     case = make("relu")
-    problem = case.problem.replace(mask=np.zeros((N_OUT, N_IN), dtype=bool))
+    problem = case.problem.with_mask(np.zeros((N_OUT, N_IN), dtype=bool))
     assert not reference.solve(problem, Penalized(1.0)).weight.any()
     with pytest.raises(InfeasibleBudgetError) as caught:
         reference.solve(problem, ErrorBudget(relative_error=0.5))

@@ -44,7 +44,7 @@ def _sweep(H, r, x, thresholds, support_only):
         h = H[j, j]
         t = thresholds[j]
         if h <= 0.0:  # no curvature: |x_j| only costs, unless r_j pulls harder than the threshold
-            if old != 0.0 and abs(r[j]) <= t:
+            if old != 0.0 and t > 0.0 and abs(r[j]) <= t:
                 _update(H, r, x, j, 0.0)
             continue
         u = h * old - r[j]
@@ -138,7 +138,8 @@ def lasso(H, r, x, thresholds, tolerance, max_rounds):
     dist(-r_j, thresholds_j d|x_j|) <= tolerance, or after ``max_rounds`` rounds.
 
     A round is one step to the minimiser on the support by Cholesky, a full sweep of coordinate descent and a few sweeps
-    over the support. Coordinates without curvature go to zero.
+    over the support. Coordinates without curvature go to zero where
+    they cost anything.
     Returns the number of floating-point operations.
     """
     m = x.size

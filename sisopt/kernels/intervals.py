@@ -40,7 +40,7 @@ def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradie
             e = value - min(max(value, lo[i, k]), hi[i, k])
             gradient[i, k] = w[k] * e
             total += w[k] * e * e
-            active[i, k] = (e != 0.0) | (lo[i, k] == hi[i, k])
+            active[i, k] = (w[k] > 0.0) & ((e != 0.0) | (lo[i, k] == hi[i, k]))
         if beta > 0.0:
             for k in range(n):
                 offset = z[i, k] - center[i, k]

@@ -22,7 +22,7 @@ def refit(problem: LayerProblem, weight: Array, deadline: float, n_threads: int)
 
     Starts from ``weight`` (n_out, n_in) and only descends, so it never ends above it. Returns the new weights.
     """
-    narrowed = problem.replace(mask=weight != 0)
+    narrowed = problem.with_mask(weight != 0)
     state = State.start(weight.copy(), problem.dense_bias, np.zeros(problem.n_out))
     solver = (QuadraticRows if is_quadratic(problem) else DataRows)(narrowed, state, n_threads)
     none = np.zeros(problem.n_out)

@@ -15,7 +15,7 @@ def round_to_count(
 
     Too many: those with the least |w_ij| ||x_j|| become zero. Too few: the dense weights with the largest
     |w0_ij| ||x_j|| come back. Ties go to the earlier entry. Fewer than ``kept`` remain only where the dense layer has
-    no more weights that act on anything.
+    no more non-zero weights.
 
     Parameters
     ----------
@@ -33,9 +33,10 @@ def round_to_count(
         order = np.argsort(score[::-1], kind="stable")[:excess]
         result[result.size - 1 - order] = 0.0
     elif excess < 0:
-        candidates = ~present & allowed.ravel()
-        score = np.where(candidates, np.abs(dense * column_norms).ravel(), 0.0)
-        order = np.argsort(-score, kind="stable")[:-excess]
-        order = order[score[order] > 0]
-        result[order] = dense.ravel()[order]
+        size = np.abs(dense).ravel()
+        candidates = np.flatnonzero(~present & allowed.ravel() & (size > 0))
+        score = np.abs(dense * column_norms).ravel()
+        order = np.lexsort((-size[candidates], -score[candidates]))  # by score, then by size: inputs may be dead
+        chosen = candidates[order[:-excess]]
+        result[chosen] = dense.ravel()[chosen]
     return result.reshape(weight.shape)

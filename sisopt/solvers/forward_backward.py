@@ -86,7 +86,7 @@ class DataRows:
         weighted = not uniform or problem.sample_weights is not None
         self._source = HessianSource(problem.inputs, center, gram, v, uniform, weighted)
         self._metric = (top + problem.fidelity) * gram if top + problem.fidelity != 1.0 else gram
-        self._ridge = RIDGE * np.diagonal(gram)
+        self._ridge = RIDGE * top * np.diagonal(gram)
         self._thresholds = problem.thresholds()
         chunks = problem.chunks()
         self._memory = [[RowMemory() for _ in range(rows.stop - rows.start)] for rows in chunks]
@@ -102,7 +102,8 @@ class DataRows:
             return self._solve_chunk(*item, multiplier, tolerances[item[0]], limits)
 
         iterations = 0
-        for count, work in ordered_map(part, zip(self.problem.chunks(), self._memory, strict=True), self.n_threads):
+        jobs = zip(self.problem.chunks(), self._memory, strict=True)
+        for count, work in ordered_map(part, jobs, self.n_threads, limits.cancelled.set):
             iterations = max(iterations, count)
             self.state.work += work
         self.state.iterations += iterations
@@ -123,7 +124,7 @@ class DataRows:
             if multiplier > 0:
                 gaps = penalized_row_gaps(sums, multiplier)
                 gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
-                keep = (gaps > tolerances[live]) & gains
+                keep = (gaps > tolerances[live]) & np.array(gains, np.bool_)
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break
@@ -231,5 +232,8 @@ class DataRows:
             total += beta * float(source.sample_weights.sum())
         if self.problem.has_bias and total > 0:
             H -= cross[:, None] * (cross / total)
-        H[np.diag_indices(columns.size)] += self._ridge[columns]
+        ridge = self._ridge[columns]
+        H[np.diag_indices(columns.size)] += ridge
+        if not ridge.all():  # constant inputs: what their columns hold is rounding
+            H[ridge == 0.0], H[:, ridge == 0.0] = 0.0, 0.0
         return H, cross, total

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..certificate import RowSums, penalized_row_gaps
-from .rounds import Rounds
+from ..solution import Status
+from .rounds import Rounds, Stopped
 
 SAFETY = 0.8  # of the tolerance is what solvers aim at: rounding and the final certificate take their share
 LOOSE = 0.1  # gap of rounds far from the target
 TIGHT = 0.3  # of the tolerance is what a round near the target is solved to; later ones tighten by this factor
 EXPECTED = 0.3  # distance from the target that a secant step is expected to leave
-LEAST_LOG_RATIO = math.log(1e-9)  # multipliers below this fraction of the largest count as zero
+LEAST_LOG_RATIO = math.log(1e-16)  # multipliers below this fraction of the largest count as zero
 LEAST_ACCURACY = 1e-12
 LEAST_TIGHTENING = 1e-8
 NEGLIGIBLE = 1e-4
@@ -206,3 +207,4 @@ def solve_sparsity(
         elif not tight:
             accuracy = accuracy_for(EXPECTED * abs(excess), tol)
         x = proposal
+    raise Stopped(Status.STALLED)

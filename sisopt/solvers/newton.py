@@ -26,6 +26,7 @@ GATHER_BYTES = 1 << 20
 NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
 GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
 MODEL_COST = 4.0  # an operation of the lasso kernel against one of a product
+EMPTY = 1e-13  # of the total weight: active samples that weigh less are none
 GAIN, MAX_IDLE = 0.9, 30  # so many steps without bringing the gap down by a tenth: rounding has the last word
 FASTEST, SLOWEST = 0.05, 0.99  # contractions of the gap in one step that predictions believe
 
@@ -103,7 +104,7 @@ class HessianSource:
                     X *= np.sqrt(w)[:, None]
                 hessian.matrix += sign * (X.T @ X)
         hessian.active[changed] = entered
-        if not hessian.active.any():  # start clean, without what rounding left behind
+        if hessian.total <= EMPTY * float(weights.sum()):  # start clean, without what rounding left behind
             hessian.matrix[:], hessian.cross[:], hessian.total = 0.0, 0.0, 0.0
         return float(changed.size * hessian.columns.size * (hessian.columns.size + 1))
 

@@ -46,7 +46,7 @@ class QuadraticRows:
         def part(rows: slice) -> int:
             return self._solve_chunk(rows, multiplier, EXACTNESS * tolerances[rows], limits)
 
-        self.state.iterations += max(ordered_map(part, self.problem.chunks(), self._n_threads))
+        self.state.iterations += max(ordered_map(part, self.problem.chunks(), self._n_threads, limits.cancelled.set))
 
     def _solve_chunk(self, rows: slice, multiplier: float, tolerances: Array, limits: Limits) -> int:
         state, statistics = self.state, self._statistics
@@ -65,7 +65,7 @@ class QuadraticRows:
             if multiplier > 0:
                 gaps = penalized_row_gaps(sums, multiplier)
                 gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
-                keep = (gaps > tolerances[live]) & gains
+                keep = (gaps > tolerances[live]) & np.array(gains, np.bool_)
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break

@@ -10,11 +10,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..certificate import RowSums, relative_gap
+from ..certificate import RowSums, penalized_row_gaps, relative_gap
 from ..solution import Progress, Status
 from .rows import Limits, State
 
 Array = npt.NDArray[np.float64]
+
+MAX_STALLS = 10
 
 
 class RowSolver(Protocol):
@@ -73,6 +75,7 @@ class Rounds:
     best_objective: float = np.inf
     bound: float = 0.0
     bound_from: Array | None = None
+    stalls: int = 0  # rounds in a row that rounding kept from what was asked of them
 
     @property
     def gap(self) -> float:
@@ -86,13 +89,13 @@ class Rounds:
         share = objectives / objectives.sum() if objectives.sum() > 0 else np.full(objectives.size, 1 / objectives.size)
         tolerances = total_gap * 0.5 * (share + 1.0 / objectives.size)
         limits = Limits(controls.max_iterations - state.iterations, controls.deadline)
-        try:
-            self.solver.solve(multiplier, tolerances, limits)
-        except BaseException:
-            limits.cancelled.set()
-            raise
+        self.solver.solve(multiplier, tolerances, limits)
         sums = state.sums()
         self._record(sums, multiplier)
+        reached = penalized_row_gaps(sums, multiplier).sum() <= total_gap
+        self.stalls = 0 if reached else self.stalls + 1
+        if self.stalls >= MAX_STALLS:
+            raise Stopped(Status.STALLED)
         return sums
 
     def latest(self) -> Iterate:

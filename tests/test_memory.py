@@ -1,0 +1,146 @@
+"""What a solve holds beside its arguments, in bytes that numpy asked for; what an import pulls in."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from sisopt import ErrorBudget, LayerProblem, Sparsity, products, solve
+from sisopt.solvers import forward_backward
+
+SIZES = 5000, 512, 256  # samples, inputs, outputs
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Return float32 inputs as a ReLU layer would give them, correlated and not negative, and a dense layer."""
+    n, n_in, n_out = SIZES
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, 64)) @ rng.standard_normal((64, n_in)) / 8 + 0.5 * rng.standard_normal((n, n_in))
+    W = rng.standard_normal((n_out, n_in)) / np.sqrt(n_in)
+    small = LayerProblem(X[:200, :20].astype(np.float32), W[:20, :20].astype(np.float32), np.zeros(20, np.float32))
+    solve(small, Sparsity(0.5))  # what is loaded once is not the solve's
+    solve(LayerProblem(X[:200, :20], W[:20, :20], np.zeros(20), activation="relu"), Sparsity(0.5))
+    return np.maximum(X, 0).astype(np.float32), W.astype(np.float32), np.zeros(n_out, np.float32)
+
+
+def peak_and_left(function):
+    """Return the most bytes that a call held at a time, and what it left behind but for its result's own."""
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        result = function()
+        left, peak = tracemalloc.get_traced_memory()
+        return peak, left, result
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+def sizes(problem):
+    """Return the bytes of the Gram matrix, and of the largest of a block of samples, a chunk of neurons and W."""
+    samples = next(iter(products.sample_blocks(problem.n_samples, problem.n_in)))
+    neurons = problem.chunks()[0]
+    rows = [(samples.stop, problem.n_in), (neurons.stop, problem.n_samples), problem.weight.shape]
+    return 8 * problem.n_in**2, max(8 * a * b for a, b in rows)
+
+
+def test_peak_memory_is_the_gram_matrix_four_arrays_and_the_hessians(arrays):
+    problem = LayerProblem(*arrays, activation="relu")
+    peak, _, solution = peak_and_left(lambda: solve(problem, Sparsity(0.9), tol=1e-3))
+    gram, array = sizes(problem)
+    assert solution.gap <= 1e-3
+    assert peak <= gram + 4 * array + forward_backward.HESSIAN_BYTES
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
+def test_without_hessians_peak_memory_is_the_gram_matrix_and_four_arrays_a_thread(arrays, monkeypatch, n_threads):
+    monkeypatch.setattr(forward_backward, "HESSIAN_BYTES", 0)
+    problem = LayerProblem(*arrays, activation="relu")
+    peak, *_ = peak_and_left(lambda: solve(problem, Sparsity(0.9), max_iterations=3, n_threads=n_threads))
+    gram, array = sizes(problem)
+    assert peak <= gram + 4 * array * n_threads
+
+
+@pytest.fixture(scope="module")
+def crop(arrays):
+    """Return the problem of a part of the layer, whose answer at a tight budget is dense."""
+    X, W, b = arrays
+    problem = LayerProblem(X[:1500, :128], W[:64, :128], b[:64], activation="relu")
+    assert len(problem.chunks()) > 1
+    return problem
+
+
+TIGHT = ErrorBudget(relative_error=0.1)
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 4 << 20])
+@pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
+def test_hessians_live_under_their_budget(crop, monkeypatch, budget):
+    peaks = []
+    for bytes_allowed in (0, budget, 256 << 20):
+        monkeypatch.setattr(forward_backward, "HESSIAN_BYTES", bytes_allowed)
+        peaks.append(peak_and_left(lambda: solve(crop, TIGHT, max_iterations=12, n_threads=1))[0])
+    gram, _ = sizes(crop)
+    allowed = peaks[0] + budget + 3 * gram  # one Hessian at work beside its copy and its product
+    assert peaks[1] <= allowed < peaks[2]
+
+
+def test_a_solve_keeps_no_more_than_its_solution_and_the_gram_matrix_when_it_returns(crop):
+    problem = LayerProblem(crop.inputs, crop.weight, crop.bias, activation="relu")
+    _, left, solution = peak_and_left(lambda: solve(problem, TIGHT))
+    gram, array = sizes(problem)
+    assert left <= gram + solution.weight.nbytes + array
+
+
+@pytest.mark.parametrize(("activation", "order"), [("identity", "C"), ("relu", "C"), ("relu", "F")])
+@pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
+def test_inputs_are_never_copied_whole(arrays, activation, order):
+    n, n_in, n_out = 100_000, 128, 2
+    rng = np.random.default_rng(1)
+    X = np.asarray(rng.standard_normal((n, n_in), dtype=np.float32), order=order)
+    W = rng.standard_normal((n_out, n_in), dtype=np.float32)
+    b = np.zeros(n_out, np.float32)
+
+    def run():
+        problem = LayerProblem(X, W, b, activation=activation)
+        return solve(problem, ErrorBudget(relative_error=0.5), max_iterations=4, n_threads=1)
+
+    peak, *_ = peak_and_left(run)
+    assert peak < X.nbytes / 2
+
+
+def run_fresh(code):
+    """Run code in a fresh interpreter and return what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_import_loads_no_extra():
+    loaded = set(run_fresh("import sys, sisopt; print(*sys.modules)").split())
+    assert "sisopt.dispatch" in loaded
+    assert not loaded & {"cvxpy", "torch", "matplotlib", "sklearn", "click", "rich", "pytest", "hypothesis"}
+
+
+def test_an_import_compiles_nothing():
+    code = """
+import importlib, pkgutil
+import sisopt, sisopt.kernels
+from numba.core.dispatcher import Dispatcher
+kernels = []
+for module in pkgutil.iter_modules(sisopt.kernels.__path__):
+    members = vars(importlib.import_module(f"sisopt.kernels.{module.name}")).values()
+    kernels += [member for member in members if isinstance(member, Dispatcher)]
+print(len(kernels), sum(len(kernel.signatures) for kernel in kernels))
+"""
+    kernels, signatures = map(int, run_fresh(code).split())
+    assert kernels > 5
+    assert signatures == 0
