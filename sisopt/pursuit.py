@@ -190,7 +190,7 @@ class Pursuit:
 
     def _search(self, rounds: Rounds, tol: float) -> None:
         goal, size = self.goal, self.problem.weight.size
-        start = self._start()
+        start = rounds.history[-1].multiplier if rounds.history else self._start()
         if self._warm is not None and not rounds.history:
             self._measure_warm_start(rounds, start)
             if rounds.gap <= SAFETY * tol and self.count_is_right(self._state.weight):

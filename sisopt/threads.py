@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -25,10 +25,22 @@ R = TypeVar("R")
 
 
 @cache
-def _blas() -> ThreadpoolController:
+def _blas_libraries() -> list[Any]:
     import scipy.linalg.blas  # noqa: F401, PLC0415  numba calls SciPy's BLAS, a second copy beside NumPy's
 
-    return ThreadpoolController().select(user_api="blas")
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _set_blas_threads(library: Any, n_threads: int) -> None:
+    """Set a BLAS library's threads, for the process, whichever thread asks.
+
+    threadpoolctl lets one thread at a time set OpenBLAS's limit and ignores the others; nobody is left in control here,
+    because the last solve to end need not be the first that began.
+    """
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(n_threads)
+    release(force=True)
 
 
 class _SerialBlas:
@@ -37,31 +49,37 @@ class _SerialBlas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._limit: AbstractContextManager[Any] | None = None
+        self._before: list[tuple[Any, int]] = []
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             if self._inside == 0:
-                self._limit = _blas().limit(limits=1)
-                self._limit.__enter__()
+                self._before = [(library, library.get_num_threads()) for library in _blas_libraries()]
+                for library, _ in self._before:
+                    _set_blas_threads(library, 1)
             self._inside += 1
         try:
             yield
         finally:
             with self._lock:
                 self._inside -= 1
-                if self._inside == 0 and self._limit is not None:
-                    self._limit.__exit__(None, None, None)
-                    self._limit = None
+                if self._inside == 0:
+                    self.lift()
+
+    def lift(self) -> None:
+        """Give BLAS back the threads that it had."""
+        for library, n_threads in self._before:
+            _set_blas_threads(library, n_threads)
+        self._before = []
 
 
 serial_blas = _SerialBlas()
 
 
 def _reset_after_fork() -> None:
-    if serial_blas._limit is not None:  # the fork happened inside: lift the limit that nobody else will
-        serial_blas._limit.__exit__(None, None, None)
+    """Forget the parent's solves: a fork amid one leaves a child in which nobody would lift the limit."""
+    serial_blas.lift()
     serial_blas.__init__()  # type: ignore[misc]
 
 

@@ -371,7 +371,7 @@ def test_a_budget_of_zero_that_a_mask_allows_is_kept(make_layer, activation):
     assert solution.n_iterations < 1000
 
 
-@pytest.mark.parametrize("relative_error", [0.0, 1e-12, 1e-9, 1e-7])
+@pytest.mark.parametrize("relative_error", [0.0, 1e-9])
 @pytest.mark.parametrize("n", [6, 80])
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 @pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")

@@ -23,7 +23,7 @@ from sisopt import (
 )
 
 TOL = 1e-7
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=8, deadline=None)
 seeds = st.integers(0, 10**6)
 activations = st.sampled_from(["identity", "relu", "hard_tanh", "gelu", "soft_shrink"])
 biases = st.booleans()
@@ -184,7 +184,7 @@ def sparsified(layer, sparsity, **options):
         return sparsify(layer.X, layer.W, layer.b, sparsity=sparsity, **{**layer.options, **options})
 
 
-@settings(few, max_examples=25)
+@settings(few, max_examples=15)
 @given(seed=seeds, activation=activations, bias=biases, sparsity=sparsities, dtype=st.sampled_from([np.float32, float]))
 @example(seed=0, activation="relu", bias=True, sparsity=0.0, dtype=float)
 @example(seed=0, activation="relu", bias=True, sparsity=1.0, dtype=float)

@@ -28,7 +28,7 @@ MAX_EXTRAPOLATION = 32.0
 def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradient, active, phi):
     """Write phi', the curvature pattern and phi of the listed rows.
 
-    ``active[i, k]`` is 1 where entry k is curved at z_k: outside its interval, or on a target that is one point.
+    ``active[i, k]`` is 1 where entry k has a weight and is curved at z_k: outside its interval, or on a point target.
     """
     n = z.shape[1]
     shared = weights.shape[0] == 1
