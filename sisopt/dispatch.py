@@ -24,6 +24,7 @@ from .validation import number, positive_integer
 Array = npt.NDArray[np.float64]
 
 METHODS = ("forward-backward",)
+MAX_ITERATIONS = 10_000
 LEAST_TOL = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
 INVALID = 1e-4  # a bound further above the objective of an iterate that keeps the budget cannot be rounding
 ATTEMPTS = 3  # rounding to float32 may cost a little of the gap: then the solver is asked for more
@@ -33,9 +34,9 @@ def solve(
     problem: LayerProblem,
     goal: Goal,
     *,
-    method: str = "forward-backward",
+    method: str = METHODS[0],
     tol: float = 1e-4,
-    max_iterations: int = 10_000,
+    max_iterations: int = MAX_ITERATIONS,
     max_seconds: float | None = None,
     warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
     callback: Callable[[Progress], object] | None = None,
@@ -89,10 +90,7 @@ def solve(
     ----------
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
     """
-    solution = solve_silently(
-        problem, goal, method=method, tol=tol, max_iterations=max_iterations, max_seconds=max_seconds,
-        warm_start=warm_start, callback=callback, n_threads=n_threads,
-    )  # fmt: skip
+    solution = solve_silently(problem, goal, method, tol, max_iterations, max_seconds, warm_start, callback, n_threads)
     warn_unless_optimal(solution, tol, stacklevel=3)
     return solution
 
@@ -100,14 +98,13 @@ def solve(
 def solve_silently(
     problem: LayerProblem,
     goal: Goal,
-    *,
-    method: str = "forward-backward",
-    tol: float = 1e-4,
-    max_iterations: int = 10_000,
-    max_seconds: float | None = None,
-    warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None = None,
-    callback: Callable[[Progress], object] | None = None,
-    n_threads: int | None = None,
+    method: str,
+    tol: float,
+    max_iterations: int,
+    max_seconds: float | None,
+    warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None,
+    callback: Callable[[Progress], object] | None,
+    n_threads: int | None,
 ) -> Solution:
     """Solve as `solve` does, and leave the warning to the caller."""
     _check(problem, goal, method)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .activations import Activation
-from .dispatch import solve_silently, warn_unless_optimal
+from .dispatch import MAX_ITERATIONS, METHODS, solve_silently, warn_unless_optimal
 from .errors import InvalidInputError
 from .evaluation import evaluate, output_error
 from .goals import ErrorBudget, Sparsity
@@ -171,7 +171,7 @@ def _pipeline(
 ) -> SparseLayer:
     started = time.monotonic()
     deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
-    convex = solve_silently(problem, goal, tol=tol, max_seconds=max_seconds, callback=callback, n_threads=threads)
+    convex = solve_silently(problem, goal, METHODS[0], tol, MAX_ITERATIONS, max_seconds, None, callback, threads)
     stages = [_stage("convex", problem, convex.weight, convex.bias, convex.relative_error, started)]
     W = convex.weight.astype(np.float64)
     if isinstance(goal, Sparsity):

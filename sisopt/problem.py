@@ -27,6 +27,7 @@ from .validation import (
 
 Array = npt.NDArray[np.float64]
 
+
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class LayerProblem:
     """A layer ``y = R(W x + b)`` with calibration data, posed as a convex program.

@@ -106,5 +106,3 @@ def dense_preactivations(
     check_size("inputs, or their products with weight,", z)
     z.flags.writeable = False
     return z.T
-
-
