@@ -252,15 +252,6 @@ def test_least_penalty_without_any_error_is_certified(name, activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("name", DEGENERATE)
-def test_sparsity_that_forbids_no_weight_is_certified(name, activation):
-    problem, truth = LayerProblem(*CASES[name], activation=activation), Truth(*CASES[name], activation)
-    solution = solve(problem, Sparsity(0.0), tol=TOL)
-    check_solution(problem, truth, solution)
-    assert solution.relative_error <= 1e-4 + accuracy(problem)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", CASES)
 def test_all_error_allowed_and_all_weights_forbidden_give_the_best_constants(name, activation):
     problem, truth = LayerProblem(*CASES[name], activation=activation), Truth(*CASES[name], activation)

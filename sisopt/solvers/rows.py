@@ -68,13 +68,16 @@ class Limits:
 def model_step(curvature: Array, gradient: Array, start: Array, thresholds: Array) -> tuple[Array, float]:
     """Return the direction of one row's lasso model, and the work spent on it.
 
-    The model is gradient'd + 1/2 d'Hd + sum_j thresholds_j |start_j + d_j|; arrays are (m,), H = ``curvature`` (m, m).
+    The model is gradient'd + 1/2 d'Hd + sum_j thresholds_j |start_j + d_j|; arrays are (m,), H = ``curvature`` (m, m)
+    is scaled in place.
     """
     diagonal = np.diagonal(curvature)
     unit = np.where(diagonal > 0, 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), 1.0)
     g, t, x = gradient * unit, thresholds * unit, start / unit  # coordinates in which violations compare
     violation = np.where(start != 0, np.abs(g + np.sign(start) * t), np.maximum(np.abs(g) - t, 0.0)).max(initial=0.0)
-    work = lasso(curvature * (unit[:, None] * unit), g, x, t, MODEL_ACCURACY * violation, MAX_MODEL_ROUNDS)
+    curvature *= unit[:, None]
+    curvature *= unit
+    work = lasso(curvature, g, x, t, MODEL_ACCURACY * violation, MAX_MODEL_ROUNDS)
     return np.where(x == 0.0, -start, x * unit - start), work
 
 
