@@ -93,6 +93,13 @@ def test_first_of_several_non_finite_entries_is_the_one_named():
     refused(lambda: problem(inputs=array), "inputs", "[7, 1]")
 
 
+def test_place_is_that_in_the_whole_array_whatever_is_checked_at_a_time(monkeypatch):
+    monkeypatch.setattr("sisopt.validation._CHECK_ENTRIES", 3 * N_IN)
+    array = X.copy()
+    array[17, 2] = np.inf
+    refused(lambda: problem(inputs=array), "inputs must be finite", "inf", "[17, 2]")
+
+
 @pytest.mark.parametrize("name", ["weight", "bias", "gram"])
 def test_advice_to_remove_samples_is_for_samples_only(name):
     make, arrays = (from_gram, SUMS) if name == "gram" else (problem, ARRAYS)
