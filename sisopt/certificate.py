@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .penalties import Structure
+
 Array = npt.NDArray[np.float64]
 
+MAX_BOUND_STEPS = 30
 FEASIBILITY = {np.dtype(np.float64): 1e-6, np.dtype(np.float32): 1e-5}
 
 
@@ -24,13 +27,16 @@ FEASIBILITY = {np.dtype(np.float64): 1e-6, np.dtype(np.float32): 1e-5}
 class RowSums:
     """What bounds and gaps are made of, one number per output neuron; arrays of shape (n_out,).
 
-    ``value`` = g(w_i), ``loss`` = phi_i, ``slope`` = <C_i, w_i>, ``dual_norm`` = max_j |C_ij| / a_ij.
+    ``value`` = g(w_i), ``loss`` = phi_i, ``slope`` = <C_i, w_i>, ``dual_norm`` the least t with C_i in t times the unit
+    ball of the dual norm; where groups of weights span rows it is the layer's, and ``value`` a share of theirs.
+    ``uniform``: targets couple the outputs of a sample, so that all neurons need one factor.
     """
 
     value: Array
     loss: Array
     slope: Array
     dual_norm: Array
+    uniform: bool = False
 
     @property
     def objective(self) -> float:
@@ -42,26 +48,28 @@ class RowSums:
         """sqrt(2 phi)."""
         return float(np.sqrt(2.0 * self.loss.sum()))
 
+    @property
+    def radius_rows(self) -> Array:
+        """sqrt(2 phi_i) of every neuron, (n_out,)."""
+        return np.asarray(np.sqrt(2.0 * self.loss))
 
-def row_sums(weight: Array, gradient: Array, loss: Array, thresholds: Array) -> RowSums:
+
+def row_sums(weight: Array, gradient: Array, loss: Array, structure: Structure, uniform: bool = False) -> RowSums:
     """Return the sums for weights W (n_out, n_in), C = grad' X of the same shape and phi (n_out,)."""
-    size = np.abs(weight)
-    value = np.where(size > 0, thresholds, 0.0) * size if np.isinf(thresholds).any() else thresholds * size
-    return RowSums(
-        value=value.sum(axis=1),
-        loss=loss,
-        slope=np.einsum("ij,ij->i", gradient, weight),
-        dual_norm=(np.abs(gradient) / thresholds).max(axis=1),
-    )
+    slope = np.einsum("ij,ij->i", gradient, weight)
+    return RowSums(structure.values(weight), loss, slope, structure.dual_norms(gradient), uniform)
 
 
 def _caps(sums: RowSums) -> Array:
     """Return the largest s_i with s_i * dual_norm_i <= 1: infinite for a loss that no weight can change."""
+    if sums.uniform:
+        top = float(sums.dual_norm.max())
+        return np.full(sums.loss.size, 0.0 if sums.loss.sum() == 0 else 1.0 / top if top > 0 else np.inf)
     none = np.where(sums.loss > 0, np.inf, 0.0)
     return np.divide(1.0, sums.dual_norm, out=none, where=(sums.dual_norm > 0) & (sums.loss > 0))
 
 
-def penalized_row_gaps(sums: RowSums, multiplier: float) -> Array:
+def penalized_row_gaps(sums: RowSums, multiplier: float | Array) -> Array:
     """Return lambda g(w_i) + phi_i minus its best lower bound, per neuron.
 
     The bound of one neuron is max_t -t a_i - t**2 phi_i, a_i = slope_i - 2 phi_i, over 0 <= t <= lambda / dual_norm_i.
@@ -69,9 +77,13 @@ def penalized_row_gaps(sums: RowSums, multiplier: float) -> Array:
     return multiplier * sums.value + sums.loss - _penalized_row_bounds(sums, multiplier)
 
 
-def _penalized_row_bounds(sums: RowSums, multiplier: float) -> Array:
+def _penalized_row_bounds(sums: RowSums, multiplier: float | Array) -> Array:
     a = sums.slope - 2.0 * sums.loss
     caps = multiplier * _caps(sums)
+    if sums.uniform:
+        phi = float(sums.loss.sum())
+        factor = min(max(-float(a.sum()) / (2.0 * phi), 0.0), float(caps[0])) if phi > 0 else 0.0
+        return np.asarray(-factor * a - factor**2 * sums.loss)
     best = np.divide(-a, 2.0 * sums.loss, out=np.zeros_like(a), where=sums.loss > 0)
     t = np.clip(best, 0.0, caps)
     return np.asarray(-t * a - t * t * sums.loss)
@@ -93,6 +105,9 @@ def budget_bound(sums: RowSums, epsilon: float) -> float:
     agrees with itself; R is found by bisection, since s_i / R never increases with R.
     """
     caps = _caps(sums)
+    if sums.uniform:
+        whole, cap = float((sums.slope - 2.0 * sums.loss).sum()), float(caps[0])
+        return max(0.0, cap * (-whole - epsilon * sums.radius)) if np.isfinite(cap) else 0.0
     fixed = np.isinf(caps)  # their best s_i takes 2 phi_i off the squared budget, exactly
     epsilon = float(np.sqrt(max(epsilon**2 - 2.0 * float(sums.loss[fixed].sum()), 0.0))) if fixed.any() else epsilon
     caps[fixed] = 0.0
@@ -124,13 +139,48 @@ def budget_bound(sums: RowSums, epsilon: float) -> float:
     return max(0.0, float(-(s * a).sum() - epsilon * np.sqrt(2.0 * (s * s * phi).sum())))
 
 
-def kkt_violation(weight: Array, gradient: Array, thresholds: Array, multiplier: float) -> float:
-    """Return max_ij dist(-C_ij, lambda a_ij d|w_ij|) / (lambda a_ij); 0 at an optimum of the penalised program."""
-    if multiplier == 0.0:  # a dead layer: there is no gradient
-        return 0.0
-    scaled = gradient / thresholds / multiplier
-    distance = np.where(weight == 0, np.maximum(np.abs(scaled) - 1.0, 0.0), np.abs(scaled + np.sign(weight)))
-    return float(distance.max(initial=0.0))
+def batch_bound(sums: RowSums, parts: Array, duals: Array, radii: Array) -> float:
+    """Return a lower bound on min g subject to sqrt(2 phi_j) <= epsilon_j for every mini-batch j.
+
+    ``sums`` are those of ``sum_j mu_j phi_j`` with the ``duals`` mu (J,) and b at its best for it; ``parts`` (n_out, J)
+    holds phi_ij of neuron i on batch j. With s_i >= 0, s_i dual_norm_i <= 1 weak duality gives
+
+        g* >= -sum_i s_i a_i - sum_j epsilon_j mu_j sqrt(2 sum_i s_i**2 phi_ij),    a_i = slope_i - 2 sum_j mu_j phi_ij,
+
+    concave in s. The best s is approached by the fixed point of its stationarity; every s gives a bound.
+    """
+    caps = _caps(sums)
+    a, spread = sums.slope - 2.0 * sums.loss, 2.0 * duals**2 * parts
+    fixed = np.isinf(caps)
+    if fixed.any():  # what no weight can change comes off the budgets; it takes no part
+        spent = 2.0 * parts[fixed].sum(axis=0)
+        radii, caps = np.sqrt(np.maximum(radii**2 - spent, 0.0)), np.where(fixed, 0.0, caps)
+    best, s = 0.0, caps
+    for _ in range(1 if sums.uniform else MAX_BOUND_STEPS):
+        lengths = np.sqrt(s**2 @ spread)
+        value = -float(s @ a) - float(radii @ lengths)
+        if value <= best * (1.0 + 1e-12):
+            break
+        best = value
+        price = spread @ np.divide(radii, lengths, out=np.zeros_like(radii), where=lengths > 0)
+        s = np.where(a < 0, np.minimum(np.divide(-a, price, out=caps.copy(), where=price > 0), caps), 0.0)
+    return best
+
+
+def neuron_bound(sums: RowSums, losses: Array, duals: Array, radii: Array) -> float:
+    """Return a lower bound on min g subject to sqrt(2 phi_i) <= epsilon_i for every neuron i.
+
+    ``sums`` are those of ``sum_i mu_i phi_i`` with the ``duals`` mu (n_out,), ``losses`` (n_out,) the phi_i. As in
+    `batch_bound`, where nothing is left to balance: every s_i is at its cap or 0.
+    """
+    return float(neuron_bound_terms(sums, losses, duals, radii).sum())
+
+
+def neuron_bound_terms(sums: RowSums, losses: Array, duals: Array, radii: Array) -> Array:
+    """Return the terms of `neuron_bound`, (n_out,): bounds of every neuron's own program where no group spans rows."""
+    caps = np.where(np.isinf(_caps(sums)), 0.0, _caps(sums))
+    gains = -(sums.slope - 2.0 * sums.loss) - radii * duals * np.sqrt(2.0 * losses)
+    return np.asarray(caps * np.maximum(gains, 0.0))
 
 
 def relative_gap(objective: float, bound: float) -> float:

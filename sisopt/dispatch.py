@@ -10,12 +10,16 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from .certificate import budget_bound, kkt_violation, penalized_bound, relative_gap, row_sums
+from .budget_pursuit import BudgetPursuit, Outcome
+from .campaign import single_multiplier
+from .capabilities import METHODS, check_capability
+from .certificate import budget_bound, penalized_bound, relative_gap
 from .errors import ConvergenceWarning, InvalidInputError
 from .evaluation import Evaluation, evaluate
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
+from .judge import gap
 from .problem import LayerProblem
-from .pursuit import Pursuit
+from .pursuit import Pursuit, starting_point
 from .solution import Progress, Solution, Status
 from .solvers.rounds import Controls, Iterate
 from .threads import resolve_threads, serial_blas
@@ -23,7 +27,6 @@ from .validation import number, positive_integer
 
 Array = npt.NDArray[np.float64]
 
-METHODS = ("forward-backward",)
 MAX_ITERATIONS = 10_000
 LEAST_TOL = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
 INVALID = 1e-4  # a bound further above the objective of an iterate that keeps the budget cannot be rounding
@@ -54,12 +57,14 @@ def solve(
     ----------
     problem : LayerProblem
     goal : Penalized, ErrorBudget or Sparsity
-    method : {"forward-backward"}
-        Variable-metric forward-backward with Newton steps where they are cheaper.
+    method : {"forward-backward", "douglas-rachford", "sis"}
+        Variable-metric forward-backward with Newton steps where they are cheaper, the fastest; Douglas-Rachford in
+        graph form, which keeps budgets of any grouping without a search for multipliers; or the scheme of the SIS
+        paper, which touches one mini-batch at a time: faithful, slow, and for data larger than memory.
     tol : float, default 1e-4
         Relative gap (objective - lower bound) / objective at which to stop; at least 1e-9, for float32 layers 1e-5.
     max_iterations : int
-        Most steps of the slowest output neuron, over the whole search for the multiplier.
+        Most steps of the slowest output neuron, over the whole search for the multiplier; or of the splitting.
     max_seconds : float, optional
         Wall-clock limit, looked at between steps.
     warm_start : Solution or (weight, bias), optional
@@ -78,6 +83,8 @@ def solve(
     ------
     InvalidInputError
         If an argument is not what it should be.
+    UnsupportedError
+        If the method cannot do what is asked; says which can.
     InfeasibleBudgetError
         If no weights keep the budget; says the least relative error that can be had.
 
@@ -116,6 +123,13 @@ def solve_silently(
         msg = f"callback must be callable, got {callback!r}"
         raise InvalidInputError(msg)
     controls = Controls(iterations, started, deadline, callback, resolve_threads(n_threads))
+    if not _is_single_search(problem, goal, method):
+        assert not isinstance(goal, Sparsity)
+        with serial_blas():
+            start = starting_point(problem, warm_start)
+            return _report(problem, goal, BudgetPursuit(problem, goal, controls, start).run(method, tol), tol, started)
+    if isinstance(goal, ErrorBudget) and goal.per == "batch":  # a single one
+        goal = ErrorBudget(goal.relative_error, goal.eta, goal.radius)
     with serial_blas():
         pursuit = Pursuit(problem, goal, controls, warm_start)
         accuracy = tol
@@ -159,6 +173,16 @@ def _check(problem: LayerProblem, goal: Goal, method: str) -> None:
     if method not in METHODS:
         msg = f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}"
         raise InvalidInputError(msg)
+    check_capability(problem, goal, method)
+
+
+def _is_single_search(problem: LayerProblem, goal: Goal, method: str) -> bool:
+    """Return whether the goal is one multiplier's, or a search for one, by the fast method."""
+    if method != "forward-backward":
+        return False
+    if not isinstance(goal, ErrorBudget) or goal.per == "layer":
+        return True
+    return goal.per == "batch" and goal.batch_size is not None and goal.batch_size >= problem.n_samples
 
 
 def _check_tol(tol: float, problem: LayerProblem) -> float:
@@ -177,17 +201,17 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
     problem, goal, controls = pursuit.problem, pursuit.goal, pursuit.controls
     dtype = problem.weight.dtype
     weight = iterate.weight.astype(dtype)
-    thresholds = pursuit.thresholds
+    structure = pursuit.structure
     at = evaluate(problem, weight.astype(np.float64), controls.n_threads)
     pursuit.work += at.work
     radius = math.sqrt(2.0 * float(at.rounded_loss.sum()))
-    penalty = row_sums(weight.astype(np.float64), at.gradient, at.loss, thresholds).objective
+    penalty = float(structure.values(weight.astype(np.float64)).sum())
     objective = penalty
     if isinstance(goal, Penalized):
         objective = goal.multiplier * penalty + float(at.rounded_loss.sum())
 
     def bound(point: Array, where: Evaluation) -> float:
-        sums = row_sums(point, where.gradient, where.loss, thresholds)
+        sums = where.sums(problem, point)
         if isinstance(goal, Penalized):
             return penalized_bound(sums, goal.multiplier)
         return budget_bound(sums, pursuit.epsilon if isinstance(goal, ErrorBudget) else radius)
@@ -216,13 +240,50 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
         dual_weight=dual_weight,
         gap=gap,
         multiplier=iterate.multiplier,
+        duals=np.array([1.0 / iterate.multiplier if iterate.multiplier > 0 else 0.0]),
         radius=radius,
         relative_error=radius / pursuit.empty_radius if pursuit.empty_radius > 0 else 0.0,
         empty_radius=pursuit.empty_radius,
-        kkt_violation=kkt_violation(weight.astype(np.float64), at.gradient, thresholds, iterate.multiplier),
+        kkt_violation=structure.kkt_violation(weight.astype(np.float64), at.gradient, iterate.multiplier),
         status=status,
         n_iterations=pursuit.n_iterations,
         n_products=pursuit.work / pursuit.work_unit,
         seconds=time.monotonic() - controls.started,
         history=tuple(pursuit.history),
+    )
+
+
+def _report(
+    problem: LayerProblem, goal: ErrorBudget | Penalized, outcome: Outcome, tol: float, started: float
+) -> Solution:
+    """Say what a pursuit by engine and judge came to: the judge has rounded and evaluated everything afresh."""
+    judge, dtype = outcome.judge, problem.weight.dtype
+    best = judge.best
+    assert best is not None
+    reached = gap(judge)
+    proof_weight, proof_duals = (None, best.duals) if judge.proof is None else judge.proof
+    if proof_weight is not None and np.array_equal(proof_weight, best.weight):
+        proof_weight = None
+    radius = math.sqrt(2.0 * float(best.losses.sum()))
+    dead = outcome.empty_radius == 0.0
+    gap_found = 0.0 if dead else reached
+    return Solution(
+        weight=best.weight.astype(dtype),
+        bias=best.bias.astype(dtype) if problem.has_bias else None,
+        goal=goal,
+        objective=best.objective,
+        lower_bound=min(judge.bound, best.objective) if gap_found < math.inf else judge.bound,
+        dual_weight=proof_weight,
+        gap=gap_found,
+        multiplier=single_multiplier(proof_duals),
+        duals=proof_duals,
+        radius=radius,
+        relative_error=0.0 if dead else radius / outcome.empty_radius,
+        empty_radius=outcome.empty_radius,
+        kkt_violation=best.kkt_violation,
+        status=Status.OPTIMAL if gap_found <= tol else outcome.stopped or Status.STALLED,
+        n_iterations=outcome.iterations,
+        n_products=outcome.work / (2.0 * problem.n_samples * problem.n_in * problem.n_out),
+        seconds=time.monotonic() - started,
+        history=outcome.history,
     )

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
+from .certificate import RowSums, row_sums
 from .gram_statistics import gram_statistics, input_center, is_quadratic
-from .kernels.intervals import gradient_rows, refit_bias_rows
+from .losses import row_loss
 from .problem import LayerProblem
 from .threads import ordered_map, resolve_threads
 
@@ -30,6 +31,10 @@ class Evaluation:
     rounded_loss: Array
     work: float
 
+    def sums(self, problem: LayerProblem, weight: Array) -> RowSums:
+        """Return what certificates need of these weights, the ones that were evaluated."""
+        return row_sums(weight, self.gradient, self.loss, problem.structure, problem.activation.couples_outputs)
+
 
 def evaluate(problem: LayerProblem, weight: Array, n_threads: int | None = None) -> Evaluation:
     """Evaluate W (n_out, n_in), float64, over the data or, for problems made from a Gram matrix, over the sums."""
@@ -47,7 +52,7 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
     anchor = bias.copy()
 
     def part(rows: slice) -> float:
-        target = problem.row_target(rows)
+        phi = row_loss(problem, rows)
         W = np.ascontiguousarray(weight[rows])
         z = np.zeros((W.shape[0], problem.n_samples))
         work = 2.0 * z.size * shape[1]
@@ -56,17 +61,15 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
             work *= 2.0
         b = bias[rows]  # a view: the refit below moves it
         z += b[:, None]
-        every = np.arange(W.shape[0])
-        out, active = np.empty_like(z), np.empty(z.shape, np.bool_)
-        sides = (target.lo, target.hi, target.weights, target.sample_weights, target.center, target.fidelity)
         if problem.has_bias:
-            work += 4.0 * z.shape[1] * refit_bias_rows(every, z, *sides, b, anchor[rows])
-        gradient_rows(every, z, *sides, out, active, loss[rows])
+            work += phi.refit_bias(z, b, anchor[rows])
+        out = np.empty_like(z)
+        phi.gradient(z, out, loss[rows])
         gradient[rows] = products.backward(out, X, input_center(problem) if problem.has_bias else None)
         off = b.astype(problem.weight.dtype).astype(np.float64) - b
         if off.any():
             z += off[:, None]
-            gradient_rows(every, z, *sides, out, active, rounded[rows])
+            phi.gradient(z, out, rounded[rows])
         else:
             rounded[rows] = loss[rows]
         return float(work)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .errors import InvalidInputError, UnsupportedError
+from .errors import InvalidInputError
+from .validation import positive_integer
+
+PER = ("layer", "batch", "neuron")
 
 
 def _number(name: str, value: object, low: float, high: float, wanted: str) -> float:
@@ -55,8 +58,14 @@ class ErrorBudget:
         sample weights where there are any.
     radius : float, optional
         epsilon itself, in units of pre-activations.
-    per : {"layer"}
-        What shares one budget: all neurons and samples of the layer.
+    per : {"layer", "batch", "neuron"}
+        What shares one budget: all entries of the layer; every mini-batch j of T_j samples, with
+        ``epsilon_j**2 = T_j eta`` as in the SIS paper (T_j the sum of the sample weights where there are any); or every
+        output neuron i, with ``epsilon_i`` the given fraction of its own epsilon_max, or ``epsilon_i**2`` an equal
+        share of ``n_samples eta``. A ``radius`` is that of every group.
+    batch_size : int, optional
+        Samples of a mini-batch, taken in order; the last one may be shorter. Needed with ``per="batch"``, except
+        where the problem comes in mini-batches already.
 
     References
     ----------
@@ -67,10 +76,14 @@ class ErrorBudget:
     eta: float | None = None
     radius: float | None = None
     per: str = "layer"
+    batch_size: int | None = None
 
     def __repr__(self) -> str:
         given = ((name, getattr(self, name)) for name in ("relative_error", "eta", "radius"))
-        return f"ErrorBudget({', '.join(f'{name}={value:g}' for name, value in given if value is not None)})"
+        parts = [f"{name}={value:g}" for name, value in given if value is not None]
+        parts += [f"per={self.per!r}"] * (self.per != "layer")
+        parts += [f"batch_size={self.batch_size}"] * (self.batch_size is not None)
+        return f"ErrorBudget({', '.join(parts)})"
 
     def __post_init__(self) -> None:
         measures = ("relative_error", "eta", "radius")
@@ -79,9 +92,14 @@ class ErrorBudget:
             found = "none" if not given else " and ".join(given)
             msg = f"ErrorBudget takes exactly one of relative_error, eta and radius, got {found}"
             raise InvalidInputError(msg)
-        if self.per != "layer":
-            msg = f"ErrorBudget knows one budget for the layer, per='layer', got per={self.per!r}"
-            raise UnsupportedError(msg)
+        if self.per not in PER:
+            msg = f"per must be one of {', '.join(map(repr, PER))}, got {self.per!r}"
+            raise InvalidInputError(msg)
+        if self.batch_size is not None:
+            if self.per != "batch":
+                msg = f"batch_size goes with per='batch' only, got per={self.per!r}"
+                raise InvalidInputError(msg)
+            object.__setattr__(self, "batch_size", positive_integer("batch_size", self.batch_size))
         name = given[0]
         value = _number(name, getattr(self, name), 0.0, math.inf, "a finite number of at least 0")
         object.__setattr__(self, name, value)

@@ -19,7 +19,7 @@ def is_quadratic(problem: LayerProblem) -> bool:
     """Return whether all targets are points with one weight per sample: phi is then a quadratic in (W, b)."""
     if problem.statistics is not None:
         return True
-    if problem.entry_weights is not None:
+    if problem.entry_weights is not None or problem.activation.couples_outputs:
         return False
     if "quadratic" not in problem._cache:
         problem._cache["quadratic"] = all(

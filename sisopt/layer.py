@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .activations import Activation
-from .dispatch import MAX_ITERATIONS, METHODS, solve_silently, warn_unless_optimal
+from .capabilities import METHODS
+from .dispatch import MAX_ITERATIONS, solve_silently, warn_unless_optimal
 from .errors import InvalidInputError
 from .evaluation import evaluate, output_error
 from .goals import ErrorBudget, Sparsity
@@ -176,7 +177,7 @@ def _pipeline(
     W = convex.weight.astype(np.float64)
     if isinstance(goal, Sparsity):
         begun = time.monotonic()
-        allowed = np.isfinite(problem.thresholds())
+        allowed = problem.allowed()
         norms = column_norms(problem, threads)
         W = round_to_count(W, problem.weight.astype(np.float64), norms, goal.kept(W.size), allowed)
         stages.append(_finish("exact count", problem, W, convex.empty_radius, begun, threads)[1])

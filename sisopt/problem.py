@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy.typing as npt
 
 from . import products
 from .activations import Activation, get_activation
+from .batches import BatchStream
 from .errors import InvalidInputError
-from .penalties import Penalty, get_penalty
+from .penalties import Penalty, Structure, get_penalty
 from .sums import GramStatistics, statistics_from_sums
-from .targets import RowTarget
+from .targets import CoupledTarget, Interval, RowTarget
 from .validation import (
     as_float_array,
     broadcast,
@@ -90,7 +92,9 @@ class LayerProblem:
     penalty: Penalty
     mask: npt.NDArray[np.bool_] | None
     statistics: GramStatistics | None
+    batches: BatchStream | None
     n_samples: int
+    structure: Structure = field(init=False)
     _cache: dict[str, Any] = field(compare=False)
 
     def __init__(
@@ -149,6 +153,7 @@ class LayerProblem:
             penalty=get_penalty(penalty),
             mask=check_mask(mask, W.shape),
             statistics=None,
+            batches=None,
             n_samples=n_samples,
             _cache={},
         )
@@ -156,7 +161,7 @@ class LayerProblem:
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        self.thresholds()  # fails early where the penalty's weights do not fit
+        object.__setattr__(self, "structure", self.penalty.structure((self.n_out, self.n_in), self.mask))
 
     @classmethod
     def from_gram(
@@ -222,7 +227,62 @@ class LayerProblem:
             penalty=get_penalty(penalty),
             mask=check_mask(mask, W.shape),
             statistics=statistics,
+            batches=None,
             n_samples=count,
+            _cache={},
+        )
+        return problem
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[Any] | BatchStream,
+        weight: npt.ArrayLike,
+        bias: npt.ArrayLike | None = None,
+        *,
+        activation: str | Activation = "identity",
+        tolerance: float = 0.0,
+        fidelity: float = 0.0,
+        penalty: str | Penalty = "l1",
+        mask: npt.ArrayLike | None = None,
+    ) -> LayerProblem:
+        """Pose a layer over mini-batches that are read again and again, so that the data may be larger than memory.
+
+        Only ``method="sis"`` solves such a problem.
+
+        Parameters
+        ----------
+        batches : iterable of (inputs, preactivations), or BatchStream
+            Mini-batches, each of shapes (T, n_in) and (T, n_out); without pre-activations those of the dense layer.
+            Anything that can be iterated more than once and gives the same batches every time; arrays on disk are cut
+            by `BatchStream.from_arrays`.
+        weight, bias, activation, tolerance, fidelity, penalty, mask
+            As in `LayerProblem`.
+
+        Raises
+        ------
+        InvalidInputError
+            If an argument or a batch is not what it should be; also later, if batches change between passes.
+        """
+        stream = batches if isinstance(batches, BatchStream) else BatchStream(batches, weight, bias)
+        W, b = dense_layer(weight, bias, stream.n_in, f"to match batches of {stream.n_in} inputs")
+        problem = cls.__new__(cls)
+        problem._set(
+            inputs=None,
+            weight=W,
+            bias=b,
+            activation=get_activation(activation),
+            preactivations=None,
+            shift=None,
+            tolerance=number("tolerance", tolerance, low=0.0),
+            fidelity=number("fidelity", fidelity, low=0.0),
+            entry_weights=None,
+            sample_weights=None,
+            penalty=get_penalty(penalty),
+            mask=check_mask(mask, W.shape),
+            statistics=None,
+            batches=stream,
+            n_samples=stream.n_samples,
             _cache={},
         )
         return problem
@@ -270,13 +330,14 @@ class LayerProblem:
             return self.statistics.total_weight
         return float(self.n_samples) if self.sample_weights is None else float(self.sample_weights.sum())
 
-    def thresholds(self) -> Array:
-        """Return the penalty's factor of every ``|W_ij|``, (n_out, n_in), infinite where the mask forbids a weight."""
-        factors = np.broadcast_to(self.penalty.thresholds(self.weight.shape), self.weight.shape)
-        return factors if self.mask is None else np.where(self.mask, factors, np.inf)
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Return where a weight may be non-zero, (n_out, n_in)."""
+        return np.ones(self.weight.shape, np.bool_) if self.mask is None else self.mask
 
     def chunks(self) -> list[slice]:
-        """Return the chunks of output neurons that are solved together; they depend on the sizes alone."""
+        """Return the chunks of output neurons that are computed together; they depend on the sizes alone."""
+        if self.activation.couples_outputs:
+            return [slice(0, self.n_out)]
         return products.row_chunks(self.n_out, self.n_samples)
 
     def row_target(self, rows: slice) -> RowTarget:
@@ -284,6 +345,7 @@ class LayerProblem:
         assert self.preactivations is not None
         z = np.ascontiguousarray(self.preactivations.T[rows], dtype=np.float64)
         interval = self.activation.preimage(z, self.tolerance)
+        assert isinstance(interval, Interval)
         lo, hi = interval.lo, interval.hi
         if self.shift is not None:
             s = self.shift.T[rows]
@@ -301,8 +363,25 @@ class LayerProblem:
             fidelity=self.fidelity,
         )
 
-    def with_mask(self, mask: npt.NDArray[np.bool_]) -> LayerProblem:
-        """Return a copy with another mask (n_out, n_in), sharing the data and what was computed from them."""
+    def coupled_target(self) -> CoupledTarget:
+        """Produce the target of an activation that couples outputs: S - s of all samples."""
+        assert self.preactivations is not None
+        z = np.ascontiguousarray(self.preactivations, dtype=np.float64)
+        target = self.activation.preimage(z, self.tolerance)
+        assert isinstance(target, CoupledTarget)
+        return target if self.shift is None else target.shifted(self.shift)
+
+    def with_sample_weights(self, sample_weights: Array) -> LayerProblem:
+        """Return a copy with other sample weights (n_samples,), sharing the data."""
+        kept = {name: self._cache[name] for name in ("quadratic",) if name in self._cache}
+        return self._with(sample_weights=sample_weights, _cache=kept)
+
+    def with_mask(self, mask: npt.NDArray[np.bool_], penalty: Penalty | None = None) -> LayerProblem:
+        """Return a copy with another mask (n_out, n_in) or penalty that shares the data and what came of them."""
+        g = self.penalty if penalty is None else penalty
+        return self._with(mask=mask, penalty=g, structure=g.structure((self.n_out, self.n_in), mask))
+
+    def _with(self, **changes: Any) -> LayerProblem:
         other = LayerProblem.__new__(LayerProblem)
-        other.__setstate__({**self.__dict__, "mask": mask})
+        other.__setstate__({**self.__dict__, **changes})
         return other

@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound, row_sums
+from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound
 from .errors import InfeasibleBudgetError, InvalidInputError
 from .evaluation import empty_evaluation, evaluate, target_size
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
-from .gram_statistics import is_quadratic
 from .problem import LayerProblem
 from .solution import Progress, Solution, Status
-from .solvers.forward_backward import DataRows
+from .solvers.choice import data_solver, row_solver
 from .solvers.multiplier import SAFETY, count_slack, solve_budget, solve_penalized, solve_sparsity
 from .solvers.quadratic import QuadraticRows
+from .solvers.quadratic_groups import QuadraticGroups
 from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
 from .solvers.rows import Limits, State
 from .validation import as_float_array, check_shape
 
 Array = npt.NDArray[np.float64]
+
+WarmStart = Solution | tuple[npt.ArrayLike, npt.ArrayLike | None]
 
 SAME = 1e-7  # relative error up to which a layer counts as the dense one
 ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
@@ -43,14 +45,15 @@ class Pursuit:
         problem: LayerProblem,
         goal: Goal,
         controls: Controls,
-        warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None] | None,
+        warm_start: WarmStart | None,
     ) -> None:
         self.problem, self.goal, self.controls = problem, goal, controls
-        self.thresholds = problem.thresholds()
+        self.structure = problem.structure
+        self.allowed = problem.allowed()
         self.work_unit = 2.0 * problem.n_samples * problem.n_in * problem.n_out
         empty = empty_evaluation(problem, controls.n_threads)
         nothing = np.zeros(problem.weight.shape)
-        sums = row_sums(nothing, empty.gradient, empty.loss, self.thresholds)
+        sums = empty.sums(problem, nothing)
         self.empty_radius = sums.radius if sums.radius > ROUNDING * target_size(problem) else 0.0
         self.largest = float(sums.dual_norm.max())
         self.epsilon = 0.0
@@ -60,7 +63,7 @@ class Pursuit:
         if self._exact:  # half of what counts as kept: a budget that can be certified
             self.epsilon = 0.5 * FEASIBILITY[problem.weight.dtype] * self.empty_radius
         self._warm = warm_start
-        self._state = State.start(nothing, empty.bias.copy(), empty.loss)
+        self._state = State.start(nothing, empty.bias.copy(), sums)
         self._state.work = empty.work
         if warm_start is not None:
             self._warm_up(warm_start)
@@ -102,8 +105,7 @@ class Pursuit:
             multiplier = self.goal.multiplier if isinstance(self.goal, Penalized) else self.largest
             return Iterate(np.zeros(self.problem.weight.shape), multiplier), None
         if self._solver is None or self._rounds is None:
-            rows = QuadraticRows if is_quadratic(self.problem) else DataRows
-            self._solver = rows(self.problem, self._state, self.controls.n_threads)
+            self._solver = row_solver(self.problem, self._state, self.controls.n_threads)
             score = partial(_score, self.goal, self.epsilon)  # no bound method: a cycle would outlive the solve
             self._rounds = Rounds(
                 self._solver, self.controls, score, self.work_unit, keep_last=isinstance(self.goal, Sparsity)
@@ -121,8 +123,8 @@ class Pursuit:
 
     def leave_gram_space(self) -> None:
         """Go on over the data: residuals keep digits that differences of sums lose."""
-        if isinstance(self._solver, QuadraticRows) and self.problem.inputs is not None:
-            self._solver = DataRows(self.problem, self._state, self.controls.n_threads)
+        if isinstance(self._solver, QuadraticRows | QuadraticGroups) and self.problem.inputs is not None:
+            self._solver = data_solver(self.problem, self._state, self.controls.n_threads)
             if self._rounds is not None:
                 self._rounds.solver, self._rounds.stalls = self._solver, 0
 
@@ -153,23 +155,10 @@ class Pursuit:
         )
         return InfeasibleBudgetError(msg, least)
 
-    def _warm_up(self, warm_start: Solution | tuple[npt.ArrayLike, npt.ArrayLike | None]) -> None:
-        given: npt.ArrayLike
-        b: npt.ArrayLike | None
-        if isinstance(warm_start, Solution):
-            given, b = warm_start.weight, warm_start.bias
-        elif isinstance(warm_start, tuple | list) and len(warm_start) == 2:
-            given, b = warm_start
-        else:
-            msg = f"warm_start must be a Solution or a pair (weight, bias), got {type(warm_start).__name__}"
-            raise InvalidInputError(msg)
-        W = as_float_array("warm_start weight", given, 2, dtype=np.float64)
-        check_shape("warm_start weight", W, self.problem.weight.shape, "(that of weight)")
-        if b is not None:  # only checked: the best bias is found anew
-            check_shape("warm_start bias", as_float_array("warm_start bias", b, 1), W.shape[:1], "(one per output)")
+    def _warm_up(self, warm_start: WarmStart) -> None:
         state = self._state
-        state.weight[:] = np.where(np.isinf(self.thresholds), 0.0, W)
-        state.value[:] = row_sums(state.weight, np.zeros(W.shape), state.loss, self.thresholds).value
+        state.weight[:] = starting_point(self.problem, warm_start)[0]
+        state.value[:] = self.structure.values(state.weight)
 
     def _start(self) -> float:
         """Return the multiplier to start from: the goal's, the warm start's, or a guess."""
@@ -198,7 +187,7 @@ class Pursuit:
         if isinstance(goal, Penalized):
             solve_penalized(rounds, goal.multiplier, tol)
         elif isinstance(goal, Sparsity):
-            if self._kept >= int(np.isfinite(self.thresholds).sum()):
+            if self._kept >= int(self.allowed.sum()):
                 self._dense(rounds, tol)
             else:
                 solve_sparsity(rounds, self._kept, size, start, self.largest, tol, self.empty_radius)
@@ -214,7 +203,7 @@ class Pursuit:
         weight = self._state.weight
         if isinstance(self._warm, Solution) and self._warm.dual_weight is not None:
             kept = weight.copy()
-            weight[:] = np.where(np.isinf(self.thresholds), 0.0, self._warm.dual_weight)
+            weight[:] = np.where(self.allowed, self._warm.dual_weight, 0.0)
             rounds.run(multiplier, math.inf)
             weight[:] = kept
         rounds.run(multiplier, math.inf)
@@ -225,22 +214,20 @@ class Pursuit:
         Returns whether that is good enough.
         """
         multiplier = SMALL_MULTIPLIER * self.largest
-        W = np.where(np.isinf(self.thresholds), 0.0, self.problem.weight)
-        dense = row_sums(W, np.zeros_like(W), self._state.loss, self.thresholds)
-        rounds.run(multiplier, DENSE_ACCURACY * tol * multiplier * dense.objective)
+        W = np.where(self.allowed, self.problem.weight, 0.0)
+        rounds.run(multiplier, DENSE_ACCURACY * tol * multiplier * float(self.structure.values(W).sum()))
         return self._offer_dense(rounds) and rounds.gap <= SAFETY * tol
 
     def _offer_dense(self, rounds: Rounds) -> bool:
         """Offer the dense weights, which meet every budget unless the inputs changed or the mask forbids some."""
-        W = np.where(np.isinf(self.thresholds), 0.0, self.problem.weight)
+        W = np.where(self.allowed, self.problem.weight, 0.0)
         at = evaluate(self.problem, W, self.controls.n_threads)
         self.work += at.work
         radius = float(np.sqrt(2.0 * at.loss.sum()))
         exact = 2.0 * SAME * self.empty_radius  # for goals without a budget: only where it is the dense layer indeed
         meets = radius <= (self.feasible_radius if isinstance(self.goal, ErrorBudget) else exact)
         if meets:
-            objective = row_sums(W, at.gradient, at.loss, self.thresholds).objective
-            rounds.offer(W, objective)
+            rounds.offer(W, float(self.structure.values(W).sum()))
         return meets
 
     def _least_error(self, rounds: Rounds) -> None:
@@ -268,3 +255,31 @@ def _score(goal: Goal, epsilon: float, sums: RowSums, multiplier: float) -> tupl
     if isinstance(goal, Sparsity):
         return sums.objective, budget_bound(sums, sums.radius), True
     return sums.objective, budget_bound(sums, epsilon), sums.radius <= epsilon * (1.0 + 1e-9)
+
+
+def starting_point(problem: LayerProblem, warm_start: WarmStart | None) -> tuple[Array, Array, Array | None]:
+    """Return weights (n_out, n_in), zero where the mask says so, a bias (n_out,) and, from a solution, its duals (J,).
+
+    Without a warm start these are the dense layer's.
+    """
+    given: npt.ArrayLike
+    b: npt.ArrayLike | None
+    duals = None
+    if warm_start is None:
+        given, b = problem.weight, problem.bias
+    elif isinstance(warm_start, Solution):
+        given, b, duals = warm_start.weight, warm_start.bias, warm_start.duals
+    elif isinstance(warm_start, tuple | list) and len(warm_start) == 2:
+        given, b = warm_start
+    else:
+        msg = f"warm_start must be a Solution or a pair (weight, bias), got {type(warm_start).__name__}"
+        raise InvalidInputError(msg)
+    W = as_float_array("warm_start weight", given, 2, dtype=np.float64)
+    check_shape("warm_start weight", W, problem.weight.shape, "(that of weight)")
+    bias = problem.dense_bias
+    if b is not None:
+        bias = np.array(as_float_array("warm_start bias", b, 1, dtype=np.float64))
+        check_shape("warm_start bias", bias, (problem.n_out,), "(one per output)")
+    if not problem.has_bias:
+        bias = np.zeros(problem.n_out)
+    return np.where(problem.allowed(), W, 0.0), bias, duals

@@ -84,7 +84,11 @@ class Solution:
     gap : float
         (objective - lower_bound) / objective; 0 if the objective is 0, infinite if the budget is missed.
     multiplier : float
-        lambda of the penalised program that ``weight`` solves.
+        lambda of the penalised program that ``weight`` solves, where there is one budget; NaN with several.
+    duals : ndarray, shape (J,)
+        mu_j >= 0 of the Lagrangian ``g + 1/2 sum_j mu_j (2 phi_j - epsilon_j**2)`` for the J budgets of the goal, so
+        that ``d g* / d epsilon_j = -mu_j epsilon_j`` and, with one budget, ``multiplier = 1 / mu``. They belong to the
+        weights that prove ``lower_bound``.
     radius : float
         sqrt(2 phi(W, b)), attained by the returned (rounded) weights, in units of pre-activations.
     relative_error : float
@@ -111,6 +115,7 @@ class Solution:
     dual_weight: npt.NDArray[Any] | None
     gap: float
     multiplier: float
+    duals: npt.NDArray[np.float64]
     radius: float
     relative_error: float
     empty_radius: float
@@ -133,10 +138,15 @@ class Solution:
             ("sparsity", f"{self.sparsity:.2%} zeros in {self.weight.shape[0]} x {self.weight.shape[1]}"),
             ("relative error", f"{self.relative_error:.4g} (radius {self.radius:.4g})"),
             ("objective", f"{self.objective:.6g}, certified within {self.gap:.2e} (bound {self.lower_bound:.6g})"),
-            ("multiplier", f"{self.multiplier:.6g} (KKT violation {self.kkt_violation:.1e})"),
+            ("multiplier", f"{self._prices()} (KKT violation {self.kkt_violation:.1e})"),
             ("effort", f"{self.n_iterations} iterations, {self.n_products:.1f} products, {self.seconds:.3g} s"),
         )
         return "Solution\n" + "\n".join(f"  {name:<15} {text}" for name, text in lines)
+
+    def _prices(self) -> str:
+        if self.duals.size == 1:
+            return f"{self.multiplier:.6g}"
+        return f"{self.duals.size} budgets, duals from {self.duals.min():.3g} to {self.duals.max():.3g}"
 
     def __repr__(self) -> str:
         return (

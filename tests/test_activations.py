@@ -30,7 +30,7 @@ from sisopt.activations import (
     register_activation,
     registry,
 )
-from sisopt.errors import InvalidInputError
+from sisopt.errors import InvalidInputError, UnsupportedError
 from sisopt.targets import Interval
 
 INF = np.inf
@@ -43,10 +43,12 @@ VARIANTS = (
     *(Clip(-2.0, 0.5), Clip(-INF, 1.0), LeakyReLU(2.0), ELU(0.5), ELU(1.7), CELU(0.3), CELU(2.0)),
     *(Softplus(0.2), Softplus(4.0), SoftShrink(0.0), SoftShrink(1.3)),
 )
-ALL = [*map(get_activation, activation_names()), *VARIANTS]
+COUPLED = [R for R in map(get_activation, activation_names()) if R.couples_outputs]
+ALL = [*(R for R in map(get_activation, activation_names()) if not R.couples_outputs), *VARIANTS]
 MONOTONE = [activation for activation in ALL if activation.name not in DIPPING]
 TOLERANCES = [0.0, 1e-12, 1e-6, 1e-3, 0.1, 0.5, 3.0]
 
+every_coupled = pytest.mark.parametrize("activation", COUPLED, ids=repr)
 every_activation = pytest.mark.parametrize("activation", ALL, ids=repr)
 every_monotone = pytest.mark.parametrize("activation", MONOTONE, ids=repr)
 every_dipping = pytest.mark.parametrize("activation", [*map(get_activation, DIPPING)], ids=repr)
@@ -93,7 +95,7 @@ FORMULAS = {
 # Forward -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", activation_names())
+@pytest.mark.parametrize("name", [activation.name for activation in ALL[: -len(VARIANTS)]])
 def test_forward_is_the_textbook_formula(name):
     z = np.concatenate([np.linspace(-9, 9, 73), [-0.7518, 1e-3, -1e-3]])
     np.testing.assert_allclose(get_activation(name).forward(z), [FORMULAS[name](u) for u in z], rtol=1e-9, atol=1e-11)
@@ -355,6 +357,100 @@ def test_dipping_activations_fall_then_rise(activation):
 def test_impossible_tolerances_are_refused(tolerance):
     with pytest.raises(InvalidInputError, match="tolerance must be a finite number of at least 0"):
         get_activation("relu").preimage([1.0], tolerance)
+
+
+@every_activation
+def test_those_that_say_so_never_decrease(activation):
+    outputs = activation.forward(np.linspace(-50, 50, 20001))
+    assert activation.nondecreasing is (activation.name not in DIPPING)
+    assert np.all(np.diff(outputs) >= 0) or not activation.nondecreasing
+
+
+# Activations of all outputs of a sample ------------------------------------------------------------------------------
+
+
+def test_softmax_log_softmax_and_sparsemax_couple_outputs_and_no_others_do():
+    assert [activation.name for activation in COUPLED] == ["log_softmax", "softmax", "sparsemax"]
+
+
+def simplex_projection(z):
+    """Bisect on the threshold."""
+    low, high = z.max() - 1, z.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(z - middle, 0).sum() > 1 else (low, middle)
+    return np.maximum(z - low, 0)
+
+
+def test_coupled_forward_maps_are_the_textbook_formulas_over_the_last_axis():
+    z = np.random.default_rng(0).normal(scale=2, size=(3, 5, 4))
+    softmax = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(get_activation("softmax").forward(z), softmax, rtol=1e-13)
+    np.testing.assert_allclose(get_activation("log-softmax").forward(z), np.log(softmax), rtol=1e-12)
+    expected = np.apply_along_axis(simplex_projection, -1, z)
+    np.testing.assert_allclose(get_activation("Sparsemax").forward(z), expected, atol=1e-14)
+
+
+@every_coupled
+def test_coupled_forward_maps_survive_extreme_numbers(activation):
+    z = np.array([[1e300, -1e300, 0.0], [-700.0, -800.0, -900.0], [1e17, 1e17, 0.0], [0.0, 0.0, 0.0]])
+    with np.errstate(all="raise"):
+        y = activation.forward(z)
+    expected = np.array([[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(np.exp(y) if activation.name == "log_softmax" else y, expected, rtol=1e-15, atol=1e-40)
+
+
+@every_coupled
+def test_one_output_is_constant(activation):
+    np.testing.assert_array_equal(activation.forward([[3.0], [-2.0]]), 0.0 if activation.name == "log_softmax" else 1.0)
+    np.testing.assert_array_equal(activation.preimage([[3.0], [-2.0]]).residual([[7.0], [1.0]]), 0.0)
+
+
+@every_coupled
+@pytest.mark.parametrize("n_out", [2, 3, 6])
+def test_coupled_lipschitz_constants_bound_the_jacobian_and_are_attained(activation, n_out):
+    rng = np.random.default_rng(0)
+    bound = math.sqrt(n_out) if activation.name == "log_softmax" else activation.lipschitz
+    points = np.concatenate([rng.normal(scale=s, size=(50, n_out)) for s in (0.01, 1, 10)])
+    points = np.concatenate(
+        [points, [np.where(np.arange(n_out) < 2, 0.0, -60.0), np.where(np.arange(n_out) < 1, 60, 0)]]
+    )
+    h = 1e-6
+    norms = []
+    for z in points:
+        moved = z + h * np.concatenate([np.eye(n_out), -np.eye(n_out)])
+        y = activation.forward(moved)
+        norms.append(np.linalg.norm((y[:n_out] - y[n_out:]).T / (2 * h), 2))
+    assert max(norms) == pytest.approx(bound, rel=1e-6)
+
+
+@every_coupled
+@pytest.mark.parametrize("z", [1.0, np.zeros((3, 0))])
+def test_coupled_forward_maps_need_outputs(activation, z):
+    with pytest.raises(InvalidInputError, match=f"z must have the outputs of {activation.name} along its last axis"):
+        activation.forward(z)
+
+
+@every_coupled
+@pytest.mark.parametrize("z0", [1.0, np.zeros(3), np.zeros((3, 0)), np.zeros((2, 3, 4))])
+def test_coupled_preimages_need_samples_and_outputs(activation, z0):
+    with pytest.raises(InvalidInputError, match=r"must have shape \(n_samples, n_out\) with at least one output"):
+        activation.preimage(z0)
+
+
+@every_coupled
+def test_coupled_activations_have_no_tolerance(activation):
+    with pytest.raises(UnsupportedError, match=f"tolerance must be 0 for activation '{activation.name}'.*error budget"):
+        activation.preimage(np.zeros((2, 3)), 0.1)
+    with pytest.raises(InvalidInputError, match="tolerance must be a finite number"):
+        activation.preimage(np.zeros((2, 3)), -0.1)
+
+
+@every_coupled
+def test_coupled_activations_pickle_to_equal_objects(activation):
+    copy = pickle.loads(pickle.dumps(activation))
+    assert copy == activation
+    assert hash(copy) == hash(activation)
 
 
 # Lipschitz constants -------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sisopt import ErrorBudget, LayerProblem, Penalized, Status, reference, solve
-from sisopt.certificate import RowSums, budget_bound, kkt_violation, penalized_bound, relative_gap, row_sums
+from sisopt.certificate import RowSums, budget_bound, penalized_bound, relative_gap, row_sums
 from sisopt.evaluation import evaluate
+from sisopt.penalties import Structure
 from sisopt.pursuit import Pursuit
 from sisopt.solvers.rounds import Iterate
 
@@ -29,7 +30,7 @@ EXTRAS = {
 def sums_at(layer, weight):
     """Return a layer's row sums at any weights, by the package's evaluation."""
     at = evaluate(layer.problem, weight)
-    return row_sums(weight, at.gradient, at.loss, layer.factors)
+    return row_sums(weight, at.gradient, at.loss, Structure(layer.factors))
 
 
 def one_row(w, lam=None):
@@ -39,7 +40,7 @@ def one_row(w, lam=None):
     at = evaluate(problem, W)
     assert at.loss == pytest.approx([12.5 * (w - 2) ** 2])
     assert at.gradient == pytest.approx(np.array([[25.0 * (w - 2)]]))
-    return row_sums(W, at.gradient, at.loss, np.ones((1, 1)))
+    return row_sums(W, at.gradient, at.loss, Structure(np.ones(W.shape)))
 
 
 # With one weight, every dual point is a multiple of the gradient at any w < 2: bounds are exact from everywhere.
@@ -64,7 +65,8 @@ def test_bound_at_a_residual_free_point_is_zero():
 
 def test_bounds_of_rows_add_up_for_a_multiplier_but_share_one_budget():
     a, b = one_row(0.0), one_row(0.0)
-    both = RowSums(*(np.concatenate(pair) for pair in zip(vars(a).values(), vars(b).values(), strict=True)))
+    names = ("value", "loss", "slope", "dual_norm")
+    both = RowSums(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in names))
     assert penalized_bound(both, 12.5) == pytest.approx(2 * 21.875, rel=1e-12)
     # By symmetry each row keeps 2.5 / sqrt(2): w = 2 - 0.5 / sqrt(2) twice.
     assert budget_bound(both, 2.5) == pytest.approx(4 - math.sqrt(0.5), rel=1e-12)
@@ -93,13 +95,13 @@ def test_neuron_that_can_have_no_weight_adds_its_loss_to_the_bound_and_takes_it_
 )
 def test_violation_is_the_distance_to_the_subdifferential_by_hand(weight, gradient, violation):
     W, C = np.array(weight), np.array(gradient)
-    assert kkt_violation(W, C, np.ones(W.shape), 3.0) == pytest.approx(violation, abs=1e-15)
+    assert Structure(np.ones(W.shape)).kkt_violation(W, C, 3.0) == pytest.approx(violation, abs=1e-15)
 
 
 def test_violation_is_relative_to_each_factor_and_blind_to_forbidden_weights():
     W, C = np.array([[0.0, 0.0, 1.0]]), np.array([[8.0, 1e9, -1.0]])
     factors = np.array([[2.0, np.inf, 0.5]])
-    assert kkt_violation(W, C, factors, 2.0) == pytest.approx(1.0)  # 8 = 2 * (2 * 2): beyond by once the threshold
+    assert Structure(factors).kkt_violation(W, C, 2.0) == pytest.approx(1.0)  # 8 = 2 * (2 * 2): beyond by once the threshold
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_penalized_bound_follows_from_the_conjugate_of_the_loss(known, name, dra
     dual_norm = (np.abs(slopes.T @ layer.X) / layer.factors).max(axis=1)
     caps = np.divide(2.0, dual_norm, out=np.zeros(2), where=dual_norm > 0)
     best = concave_maximum(lambda t: -layer.conjugate(t * slopes), caps).sum()
-    bound = penalized_bound(row_sums(W, at.gradient, at.loss, layer.factors), 2.0)
+    bound = penalized_bound(row_sums(W, at.gradient, at.loss, Structure(layer.factors)), 2.0)
     if "fidelity" in EXTRAS[name]:
         assert bound <= best * (1 + 1e-7) + 1e-9
     else:

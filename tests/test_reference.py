@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from sisopt import reference
+from sisopt.activations import MaxPool
 from sisopt.errors import (
     ConvergenceWarning,
     InfeasibleBudgetError,
@@ -19,7 +20,7 @@ from sisopt.errors import (
     UnsupportedError,
 )
 from sisopt.goals import ErrorBudget, Penalized, Sparsity
-from sisopt.penalties import WeightedL1
+from sisopt.penalties import L1, GroupL2, SparseGroup, WeightedL1
 from sisopt.problem import LayerProblem
 
 pytest.importorskip("cvxpy")
@@ -349,3 +350,327 @@ def test_iteration_limit_is_reported_and_warned_of():
     with pytest.warns(ConvergenceWarning, match="SCS stopped"):
         solution = reference.solve(make().problem, ErrorBudget(relative_error=0.3), solver="SCS", max_iters=10)
     assert solution.status == "inaccurate"
+
+
+# Several budgets, groups of weights, targets that couple the outputs of a sample.
+
+BLOCKS = np.arange(N_OUT)[:, None] // 2 * 4 + np.arange(N_IN) // 2  # labels of blocks of 2 rows and 2 columns
+PENALTIES = {  # by name: the penalty, its factors a_ij and its labels
+    "l1": (L1(), 1.0, None),
+    "columns": (GroupL2("columns"), 0.0, np.tile(np.arange(N_IN), (N_OUT, 1))),
+    "blocks": (GroupL2("blocks", block=(2, 2)), 0.0, BLOCKS),
+    "sparse rows": (SparseGroup("rows", l1=0.5), 0.5, np.tile(np.arange(N_OUT)[:, None], N_IN)),
+}
+BUDGETS = {
+    "penalized": Penalized(2.0),
+    "layer": ErrorBudget(relative_error=0.4),
+    "batch": ErrorBudget(relative_error=0.4, per="batch", batch_size=25),
+    "neuron": ErrorBudget(relative_error=0.4, per="neuron"),
+}
+
+
+def coupled_residual(activation, Z, Z0):
+    """Return Z less its projection onto the preimage of the outputs at Z0, by bisection on the common shift."""
+    support, anchor = np.ones(Z.shape, dtype=bool), Z0
+    if activation == "sparsemax":
+        low, high = Z0.max(axis=1, keepdims=True) - 1.0, Z0.max(axis=1, keepdims=True)
+        for _ in range(100):
+            middle = 0.5 * (low + high)
+            above = np.maximum(Z0 - middle, 0.0).sum(axis=1, keepdims=True) > 1.0
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        support = low < Z0
+        anchor = np.where(support, Z0, low)
+    v = Z - anchor
+    low, high = v.min(axis=1, keepdims=True), v.max(axis=1, keepdims=True)
+    for _ in range(100):
+        c = 0.5 * (low + high)
+        pull = np.where(support, v - c, np.maximum(v - c, 0.0)).sum(axis=1, keepdims=True)
+        low, high = np.where(pull > 0, c, low), np.where(pull > 0, high, c)
+    return np.where(support, v - low, np.maximum(v - low, 0.0))
+
+
+def make_any(activation, *, bias=True, seed=0, **options):
+    """Return a problem, its inputs, and its residual E(Z), (n, n_out), from the raw data."""
+    rng = np.random.default_rng([seed, 9])
+    X = rng.standard_normal((N, N_IN)) * np.linspace(0.3, 2.0, N_IN) + 0.3
+    W, b = 0.7 * rng.standard_normal((N_OUT, N_IN)), 0.3 * rng.standard_normal(N_OUT) if bias else None
+    Z0 = X @ W.T + (0.0 if b is None else b)
+    problem = LayerProblem(X, W, b, activation=activation, **options)
+    if activation in ("softmax", "sparsemax"):
+        return problem, X, lambda Z: coupled_residual(activation, Z, Z0)
+    lo, hi = (np.where(Z0 > 0, Z0, -np.inf), np.maximum(Z0, 0.0)) if activation == "relu" else (Z0, Z0)
+    return problem, X, lambda Z: Z - np.clip(Z, lo, hi)
+
+
+def mini_batch_entries(goal):
+    """Return the entries (n, n_out) of every group of a goal, as booleans (J, n, n_out)."""
+    if goal == BUDGETS["batch"]:
+        of = np.broadcast_to(np.arange(N)[:, None] // 25, (N, N_OUT))
+    else:
+        of = np.broadcast_to(np.arange(N_OUT) if goal == BUDGETS["neuron"] else 0, (N, N_OUT))
+    return np.stack([of == j for j in range(of.max() + 1)])
+
+
+def assert_subgradient(minus_C, W, factors, labels, rtol):
+    """Minus the gradient must lie in the subdifferential of g, group by group."""
+    if labels is None:
+        labels, kappas = np.arange(W.size).reshape(W.shape), np.zeros(W.size)
+    else:
+        kappas = np.sqrt(np.bincount(labels.ravel()))
+    for label in np.unique(labels):
+        w, c, kappa = W[labels == label], minus_C[labels == label], kappas[label]
+        size, zero = np.linalg.norm(w), np.abs(w) < 1e-4
+        if zero.all():
+            assert np.linalg.norm(np.maximum(np.abs(c) - factors, 0.0)) <= kappa + rtol
+        else:
+            smooth = kappa * w / size
+            np.testing.assert_allclose(c[~zero], (smooth + factors * np.sign(w))[~zero], atol=rtol * (1 + kappa))
+            assert (np.abs(c - smooth)[zero] <= factors + rtol).all()
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("activation", ["relu", "softmax", "sparsemax"])
+def test_dual_variables_prove_every_budget_penalty_and_target_optimal(activation, penalty, name):
+    if (activation, name) in (("softmax", "neuron"), ("sparsemax", "neuron")):
+        with pytest.raises(UnsupportedError, match="neuron"):
+            reference.solve(make_any(activation)[0], BUDGETS[name])
+        return
+    g, factors, labels = PENALTIES[penalty]
+    rng = np.random.default_rng(7)
+    v = rng.uniform(0.5, 1.5, N)
+    problem, X, residual = make_any(activation, bias=penalty != "blocks", penalty=g, sample_weights=v)
+    goal = BUDGETS[name]
+    solution = reference.solve(problem, goal)
+    W, entries = solution.weight, mini_batch_entries(goal)
+    e = residual(X @ W.T + (0.0 if solution.bias is None else solution.bias))
+    squares = np.array([np.sum((v[:, None] * e**2)[group]) for group in entries])
+    assert solution.status == "optimal"
+    assert solution.radius == pytest.approx(math.sqrt(squares.sum()), rel=1e-6)
+    assert solution.duals.shape == squares.shape
+    if isinstance(goal, ErrorBudget):
+        empty = reference.solve(problem, ErrorBudget(relative_error=1.0)).radius
+        if name == "neuron":
+            radii = np.array([0.4 * one_neuron(problem, i, 1.0).radius for i in range(N_OUT)])
+        else:
+            radii = 0.4 * empty * np.sqrt([np.sum(v[group[:, 0]]) / v.sum() for group in entries])
+        assert (np.sqrt(squares) <= radii * (1 + 1e-6)).all()
+        binding = solution.duals * radii**2 > 1e-4 * solution.objective
+        np.testing.assert_allclose(np.sqrt(squares)[binding], radii[binding], rtol=1e-6)
+        assert binding.any()
+    slopes = v[:, None] * e * np.einsum("j,jki->ki", solution.duals, entries)
+    if solution.bias is not None:
+        np.testing.assert_allclose(slopes.sum(axis=0), 0.0, atol=1e-4 * np.abs(slopes).sum())
+    assert_subgradient(-slopes.T @ X, W, factors, labels, 3e-3)
+    assert (np.abs(W) < 1e-6).any() or penalty in ("blocks", "sparse rows")
+
+
+def one_neuron(problem, i, relative_error):
+    """Solve the layer that consists of neuron i alone."""
+    bias = None if problem.bias is None else problem.bias[i : i + 1]
+    alone = LayerProblem(
+        problem.inputs,
+        problem.weight[i : i + 1],
+        bias,
+        activation=problem.activation,
+        sample_weights=problem.sample_weights,
+    )
+    return reference.solve(alone, ErrorBudget(relative_error=relative_error))
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_budgets_of_the_neurons_are_those_of_layers_of_one_neuron(activation):
+    problem = make(activation).problem
+    alone = [one_neuron(problem, i, 0.3) for i in range(N_OUT)]
+    together = reference.solve(problem, ErrorBudget(relative_error=0.3, per="neuron"))
+    assert together.objective == pytest.approx(sum(one.objective for one in alone), rel=1e-7)
+    np.testing.assert_allclose(together.duals, [1.0 / one.multiplier for one in alone], rtol=1e-4)
+    assert math.isnan(together.multiplier)
+
+
+@pytest.mark.parametrize("activation", ["relu", "softmax"])
+def test_one_batch_of_all_samples_is_the_layer(activation):
+    problem = make_any(activation)[0]
+    layer = reference.solve(problem, ErrorBudget(eta=0.3))
+    batch = reference.solve(problem, ErrorBudget(eta=0.3, per="batch", batch_size=N + 5))
+    assert batch.objective == pytest.approx(layer.objective, rel=1e-8)
+    assert batch.multiplier == pytest.approx(layer.multiplier, rel=1e-6)
+    assert batch.duals == pytest.approx([1.0 / layer.multiplier], rel=1e-6)
+
+
+def test_eta_and_radius_are_shared_among_groups_as_documented():
+    case = make("relu", extras=("sample_weights",))
+    v = case.v
+    by_batch = reference.solve(case.problem, ErrorBudget(eta=0.05, per="batch", batch_size=25))
+
+    def squares(solution):
+        Z = case.X @ solution.weight.T + solution.bias
+        return v[:, None] * (Z - np.clip(Z, case.lo, case.hi)) ** 2
+
+    parts = [squares(by_batch)[start : start + 25].sum() for start in (0, 25, 50)]
+    allowed = [0.05 * v[start : start + 25].sum() for start in (0, 25, 50)]
+    assert all(part <= limit * (1 + 1e-6) for part, limit in zip(parts, allowed, strict=True))
+    by_neuron = reference.solve(case.problem, ErrorBudget(eta=0.05, per="neuron"))
+    np.testing.assert_allclose(squares(by_neuron).sum(axis=0), 0.05 * v.sum() / N_OUT, rtol=1e-6)
+    same = reference.solve(case.problem, ErrorBudget(radius=1.3, per="neuron"))
+    np.testing.assert_allclose(np.sqrt(squares(same).sum(axis=0)), 1.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", ["rows", "columns"])
+def test_groups_with_orthonormal_inputs_shrink_as_a_whole(groups):
+    rng = np.random.default_rng(1)
+    X = np.linalg.qr(rng.standard_normal((40, 6)))[0]
+    W = rng.standard_normal((4, 6))
+    W[1] *= 0.1
+    W[:, 2] *= 0.1
+    axis = 1 if groups == "rows" else 0
+    norms = np.linalg.norm(W, axis=axis, keepdims=True)
+    wanted = np.maximum(1.0 - 0.5 * math.sqrt(W.shape[axis]) / norms, 0.0) * W
+    solution = reference.solve(LayerProblem(X, W, penalty=GroupL2(groups)), Penalized(0.5))
+    np.testing.assert_allclose(solution.weight, wanted, atol=1e-4)
+    assert (wanted == 0).all(axis=axis).any()
+
+
+def test_masked_weights_leave_their_group():
+    problem, X, _ = make_any("identity", bias=False, penalty=GroupL2("columns", weights=1.0))
+    mask = np.ones((N_OUT, N_IN), dtype=bool)
+    mask[1:, -1] = False
+    masked = reference.solve(problem.with_mask(mask), Penalized(5.0))
+    assert not masked.weight[1:, -1].any()
+    C = (X @ (masked.weight - problem.weight).T).T @ X
+    assert abs(C[0, -1]) == pytest.approx(5.0, rel=1e-3)  # what is left of the group pays like an l1 norm
+    W = masked.weight[:, :-1]
+    np.testing.assert_allclose(-C[:, :-1] * np.linalg.norm(W, axis=0), 5.0 * W, atol=1e-2)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "log_softmax", "sparsemax"])
+def test_radius_of_coupled_outputs_ignores_a_common_shift(activation):
+    problem, X, _ = make_any(activation if activation != "log_softmax" else "softmax")
+    rng = np.random.default_rng(4)
+    common = rng.standard_normal((1, N_IN))
+    shifted = LayerProblem(
+        X,
+        problem.weight + common,
+        problem.bias + 3.0,
+        activation=activation,
+        preactivations=problem.preactivations + rng.standard_normal((N, 1)) if activation != "sparsemax" else None,
+    )
+    one, other = (reference.solve(p, ErrorBudget(radius=2.0)) for p in (problem, shifted))
+    assert other.objective == pytest.approx(one.objective, rel=1e-6)
+    assert np.mean(other.bias - shifted.bias) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_max_pool_is_a_box_that_holds_the_pooled_outputs():
+    rng = np.random.default_rng(6)
+    X, W, b = rng.standard_normal((N, N_IN)), rng.standard_normal((N_OUT, N_IN)), rng.standard_normal(N_OUT)
+    windows = np.arange(N).reshape(-1, 4)
+    Z0 = X @ W.T + b
+    lo, hi = np.full(Z0.shape, -np.inf), np.empty(Z0.shape)
+    for window in windows:
+        for i in range(N_OUT):
+            first = window[np.argmax(Z0[window, i])]
+            hi[window, i] = max(Z0[first, i], 0.0)
+            if Z0[first, i] > 0:
+                lo[first, i] = Z0[first, i]
+    problem = LayerProblem(X, W, b, activation=MaxPool(windows))
+    case = Case(problem, X, lo, hi, Z0, np.ones_like(Z0), np.ones(N), 0.0, np.ones_like(W))
+    solution = reference.solve(problem, ErrorBudget(relative_error=0.3))
+    assert_optimal(case, solution, solution.multiplier)
+    exact = reference.solve(problem, ErrorBudget(relative_error=0.0))
+    pooled = np.maximum((X @ exact.weight.T + exact.bias)[windows].max(axis=1), 0.0)
+    np.testing.assert_allclose(pooled, np.maximum(Z0[windows].max(axis=1), 0.0), atol=1e-5)
+    assert exact.objective <= np.abs(W).sum() * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_budgets_of_batches_that_cannot_be_kept_name_the_least_that_can(activation):
+    problem = make(activation, extras=("mask",)).problem
+    with pytest.raises(InfeasibleBudgetError, match="least") as caught:
+        reference.solve(problem, ErrorBudget(relative_error=0.05, per="batch", batch_size=25))
+    least = caught.value.least_relative_error
+    for factor in (1.001, 0.999):
+        goal = ErrorBudget(relative_error=factor * least, per="batch", batch_size=25)
+        if factor < 1.0:
+            with pytest.raises(InfeasibleBudgetError):
+                reference.solve(problem, goal)
+        else:
+            assert reference.solve(problem, goal).relative_error <= factor * least * (1 + 1e-6)
+
+
+def test_budgets_of_neurons_that_cannot_be_kept_name_the_least_that_can():
+    case = make("identity", extras=("mask",))
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        reference.solve(case.problem, ErrorBudget(relative_error=0.05, per="neuron"))
+    errors = []
+    for i in range(N_OUT):
+        columns = np.hstack([case.X[:, case.problem.mask[i]], np.ones((N, 1))])
+        left = float(np.linalg.lstsq(columns, case.lo[:, i])[1].sum())
+        errors.append(math.sqrt(left / np.sum((case.lo[:, i] - case.lo[:, i].mean()) ** 2)))
+    assert caught.value.least_relative_error == pytest.approx(max(errors), rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_inputs_of_very_different_sizes_are_no_obstacle(activation):
+    rng = np.random.default_rng(0)
+    X, W = rng.standard_normal((N, 6)), rng.standard_normal((2, 6))
+    sizes = 10.0 ** np.linspace(-3, 3, 6)
+    mask = np.ones((2, 6), dtype=bool)
+    mask[:, 4] = False
+    wild = LayerProblem(X * sizes, W, activation=activation, mask=mask)
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        reference.solve(wild, ErrorBudget(relative_error=1e-4))
+    tame = LayerProblem(X, W * sizes, activation=activation, mask=mask, penalty=WeightedL1(1.0 / sizes))
+    with pytest.raises(InfeasibleBudgetError) as expected:
+        reference.solve(tame, ErrorBudget(relative_error=1e-4))
+    assert caught.value.least_relative_error == pytest.approx(expected.value.least_relative_error, rel=1e-6)
+    goal = ErrorBudget(relative_error=2.0 * caught.value.least_relative_error)
+    one, other = reference.solve(wild, goal), reference.solve(tame, goal)
+    assert one.objective == pytest.approx(other.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["identity", "relu", "hardtanh"])
+def test_zero_budget_is_feasible_where_other_weights_replace_the_forbidden_ones(activation, bias, compress):
+    rng = np.random.default_rng(1)
+    X, W = rng.standard_normal((40, 8)), rng.standard_normal((3, 8))
+    mask = np.ones((3, 11), dtype=bool)
+    mask[:, 8:] = False  # copies of the first three inputs
+    b = rng.standard_normal(3) if bias else None
+    problem = LayerProblem(
+        np.hstack([X, X[:, :3]]), np.hstack([W, -0.5 * W[:, :3]]), b, activation=activation, mask=mask
+    )
+    solution = reference.solve(problem, ErrorBudget(relative_error=0.0), compress=compress)
+    merged = W.copy()
+    merged[:, :3] *= 0.5
+    assert solution.relative_error < 1e-7
+    assert solution.objective <= np.abs(merged).sum() * (1 + 1e-6)
+    if activation == "identity":
+        np.testing.assert_allclose(solution.weight[:, :8], merged, atol=1e-5)
+
+
+def test_sums_serve_budgets_of_neurons_but_not_of_batches():
+    case = make("identity")
+    sums = LayerProblem.from_gram(
+        case.X.T @ case.X, weight=case.problem.weight, bias=case.problem.bias, n_samples=N, input_sum=case.X.sum(axis=0)
+    )
+    goal = ErrorBudget(relative_error=0.3, per="neuron")
+    wanted = reference.solve(case.problem, goal)
+    assert reference.solve(sums, goal).objective == pytest.approx(wanted.objective, rel=1e-6)
+    with pytest.raises(UnsupportedError, match="batch"):
+        reference.solve(sums, ErrorBudget(relative_error=0.3, per="batch", batch_size=25))
+
+
+@pytest.mark.parametrize("per", ["layer", "neuron", "batch"])
+def test_neurons_that_need_no_weights_do_not_spoil_budgets(per):
+    case = make("relu")
+    W, b = case.problem.weight.copy(), case.problem.bias.copy()
+    W[1], b[1] = 0.0, 1.0 / 3.0  # constant
+    W[2], b[2] = -1e-3, -9.0  # dead
+    size = {"batch_size": 25} if per == "batch" else {}
+    for share in (0.0, 0.3):
+        goal = ErrorBudget(relative_error=share, per=per, **size)
+        solution = reference.solve(LayerProblem(case.X, W, b, activation="relu"), goal)
+        assert not solution.weight[1:].any()
+        np.testing.assert_allclose(solution.bias[1:], b[1:], rtol=1e-12)
+        assert solution.relative_error <= max(share * (1 + 1e-6), 1e-7)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError
-from ..targets import Interval
+from ..targets import Interval, Target
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Activation(ABC):
-    """An activation R that acts entry by entry, with the preimages of its outputs.
+    """An activation R, with the preimages of its outputs.
 
     Most activations are proximity operators R = prox_f of a convex f [1]_. The subdifferential inclusion
-    ``z - y in df(y)`` of the SIS method [2]_ then says that z is in the preimage ``R^-1({y})``, an interval.
+    ``z - y in df(y)`` of the SIS method [2]_ then says that z is in the preimage ``R^-1({y})``, closed and convex.
     Instances are immutable, compare by value and can be pickled.
 
     Attributes
@@ -28,8 +29,13 @@ class Activation(ABC):
     name : str
         The name it goes by in messages and in the registry.
     lipschitz : float
-        The least L with ``|R(u) - R(v)| <= L |u - v|``, ``inf`` if there is none. It turns distances in
-        pre-activations into bounds on the error of the outputs.
+        The least L with ``|R(u) - R(v)| <= L |u - v|`` in the Euclidean norm, ``inf`` if there is none. It turns
+        distances in pre-activations into bounds on the error of the outputs.
+    couples_outputs : bool
+        Whether an output depends on the other pre-activations of its sample, as for softmax: then arrays are
+        (n_samples, n_out) and targets are a `CoupledTarget`; otherwise they are an `Interval`.
+    nondecreasing : bool
+        Whether R acts entry by entry and never decreases, as far as is known.
 
     References
     ----------
@@ -38,13 +44,44 @@ class Activation(ABC):
     .. [2] S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
     """
 
+    couples_outputs: ClassVar[bool] = False
+    nondecreasing: ClassVar[bool] = False
+
     name: str
     lipschitz: float = field(repr=False)
 
     def forward(self, z: npt.ArrayLike) -> Array:
-        """Return the outputs R(z), of the shape of z, in float64."""
+        """Return the outputs R(z) in float64, of the shape of z but for pooling, which shortens the last axis."""
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
             return np.asarray(self._forward(np.asarray(z, dtype=np.float64)))
+
+    @abstractmethod
+    def preimage(self, z0: npt.ArrayLike, tolerance: float = 0.0) -> Target:
+        """Return a closed convex set around z0 on which every output stays within ``tolerance`` of R(z0).
+
+        Parameters
+        ----------
+        z0 : array_like
+            The finite pre-activations of the dense layer.
+        tolerance : float
+            How far an output may move, at least 0, in units of outputs.
+
+        Raises
+        ------
+        InvalidInputError
+            If the tolerance is not a finite number of at least 0.
+        UnsupportedError
+            If the tolerance is positive and the activation couples outputs.
+        """
+
+    @abstractmethod
+    def _forward(self, z: Array) -> Array:
+        """Return R(z); overflow and underflow are silenced by the caller."""
+
+
+@dataclass(frozen=True)
+class Elementwise(Activation):
+    """An activation that acts entry by entry: its preimages are boxes."""
 
     def preimage(self, z0: npt.ArrayLike, tolerance: float = 0.0) -> Interval:
         """Return the interval around z0 on which the output stays within ``tolerance`` of R(z0).
@@ -71,21 +108,22 @@ class Activation(ABC):
             If the tolerance is not a finite number of at least 0.
         """
         z = np.asarray(z0, dtype=np.float64)
-        if not 0.0 <= tolerance < math.inf:
-            msg = f"tolerance must be a finite number of at least 0, in units of outputs, got {tolerance!r}"
-            raise InvalidInputError(msg)
+        check_tolerance(tolerance)
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
             lo, hi = self._edges(np.atleast_1d(z), float(tolerance))
         # Rounding may not put the dense layer outside of its own target.
         return Interval(np.minimum(lo.reshape(z.shape), z), np.maximum(hi.reshape(z.shape), z))
 
     @abstractmethod
-    def _forward(self, z: Array) -> Array:
-        """Return R(z); overflow and underflow are silenced by the caller."""
-
-    @abstractmethod
     def _edges(self, z: Array, tolerance: float) -> tuple[Array, Array]:
         """Return the ends of the preimage, up to rounding."""
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise InvalidInputError unless the tolerance is a finite number of at least 0."""
+    if not 0.0 <= tolerance < math.inf:
+        msg = f"tolerance must be a finite number of at least 0, in units of outputs, got {tolerance!r}"
+        raise InvalidInputError(msg)
 
 
 def inward(tolerance: float, outputs: Array) -> Array:

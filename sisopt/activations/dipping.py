@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import special
-from .base import Activation, Array, inward
+from .base import Array, Elementwise, inward
 from .branches import branch
 
 _LINEAR_FROM = 40.0  # From here on R(z) = z in double precision.
 
 
 @dataclass(frozen=True)
-class Dipping(Activation):
+class Dipping(Elementwise):
     """An R that falls from 0 at -inf to one minimum and then rises, and soon ``R(z) = z`` in double precision.
 
     Not monotone, so no proximity operator, and its preimages need not be convex. The target is the connected part

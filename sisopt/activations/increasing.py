@@ -6,20 +6,23 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from . import special
-from .base import Activation, Array, check_parameter, inward
+from .base import Array, Elementwise, check_parameter, inward
 
 
 @dataclass(frozen=True)
-class Increasing(Activation):
+class Increasing(Elementwise):
     """A strictly increasing R onto the open interval (infimum, supremum), with its inverse.
 
     The preimage of y = R(z0) is {z0}. With a tolerance it is ``[R^-1(y - tolerance), R^-1(y + tolerance)]``, and a
     half-line (or the whole line) where ``y -+ tolerance`` leaves the range.
     """
+
+    nondecreasing: ClassVar[bool] = True
 
     infimum: float = field(repr=False)
     supremum: float = field(repr=False)

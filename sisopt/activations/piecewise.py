@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from ..errors import InvalidInputError
-from .base import Activation, Array, check_parameter
+from .base import Array, Elementwise, check_parameter
 
 _CLIP_NAMES = {
     (-math.inf, math.inf): "identity",
@@ -19,7 +20,7 @@ _CLIP_NAMES = {
 
 
 @dataclass(frozen=True)
-class Clip(Activation):
+class Clip(Elementwise):
     """``R(z) = min(max(z, low), high)``: identity, ReLU, ReLU6, hard tanh, by their bounds.
 
     The preimage of an inner output y is {y}; of ``low`` it is (-inf, low], of ``high`` [high, inf).
@@ -34,6 +35,8 @@ class Clip(Activation):
     InvalidInputError
         If ``low < high`` fails.
     """
+
+    nondecreasing: ClassVar[bool] = True
 
     low: float
     high: float
@@ -56,11 +59,13 @@ class Clip(Activation):
 
 
 @dataclass(frozen=True)
-class HardSigmoid(Activation):
+class HardSigmoid(Elementwise):
     """``R(z) = min(max(z + 3, 0), 6) / 6``, the piecewise linear sigmoid of PyTorch.
 
     The preimage of 0 is (-inf, -3], of 1 it is [3, inf), of any other y {6y - 3}.
     """
+
+    nondecreasing: ClassVar[bool] = True
 
     name: str = field(default="hard_sigmoid", init=False, repr=False)
     lipschitz: float = field(default=1.0 / 6.0, init=False, repr=False)
@@ -73,7 +78,7 @@ class HardSigmoid(Activation):
 
 
 @dataclass(frozen=True)
-class LeakyReLU(Activation):
+class LeakyReLU(Elementwise):
     """``R(z) = z`` for z >= 0 and ``slope * z`` below; the preimage of y is {y} or {y / slope}.
 
     Parameters
@@ -86,6 +91,8 @@ class LeakyReLU(Activation):
     InvalidInputError
         If the slope is not a positive finite number.
     """
+
+    nondecreasing: ClassVar[bool] = True
 
     negative_slope: float = 0.01
     name: str = field(default="leaky_relu", init=False, repr=False)
@@ -117,7 +124,7 @@ class PReLU(LeakyReLU):
 
 
 @dataclass(frozen=True)
-class SoftShrink(Activation):
+class SoftShrink(Elementwise):
     """``R(z) = sign(z) max(|z| - threshold, 0)``, the proximity operator of ``threshold * |y|``.
 
     The preimage of 0 is [-threshold, threshold], of any other y {y + threshold * sign(y)}.
@@ -132,6 +139,8 @@ class SoftShrink(Activation):
     InvalidInputError
         If the threshold is not a finite number of at least 0.
     """
+
+    nondecreasing: ClassVar[bool] = True
 
     threshold: float = 0.5
     name: str = field(default="soft_shrink", init=False, repr=False)
@@ -154,8 +163,10 @@ class SoftShrink(Activation):
 
 
 @dataclass(frozen=True)
-class SquaredReLU(Activation):
+class SquaredReLU(Elementwise):
     """``R(z) = max(z, 0)**2``; the preimage of 0 is (-inf, 0], of y > 0 {sqrt(y)}. It has no Lipschitz constant."""
+
+    nondecreasing: ClassVar[bool] = True
 
     name: str = field(default="squared_relu", init=False, repr=False)
     lipschitz: float = field(default=math.inf, init=False, repr=False)

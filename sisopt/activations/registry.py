@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ..errors import InvalidInputError
 from ..targets import Interval
-from .base import Activation, Array
+from .base import Activation, Array, Elementwise
+from .coupled import LogSoftmax, Softmax, Sparsemax
 from .dipping import DIPPING
 from .increasing import CELU, ELEMENTARY, ELU, SELU, Softplus
 from .piecewise import Clip, HardSigmoid, LeakyReLU, PReLU, SoftShrink, SquaredReLU
@@ -22,8 +23,8 @@ Preimage = Callable[[Array, float], Interval | tuple[npt.ArrayLike, npt.ArrayLik
 
 
 @dataclass(frozen=True)
-class UserActivation(Activation):
-    """An activation from a user's functions, whose answers are checked at every use."""
+class UserActivation(Elementwise):
+    """An elementwise activation from a user's functions, whose answers are checked at every use."""
 
     function: Forward = field(repr=False)
     bounds: Preimage = field(repr=False)
@@ -75,6 +76,9 @@ _BUILT_IN: tuple[Activation, ...] = (
     Softplus(),
     *ELEMENTARY,
     *DIPPING,
+    Softmax(),
+    LogSoftmax(),
+    Sparsemax(),
 )
 _ACTIVATIONS: dict[str, Activation] = {_key(activation.name): activation for activation in _BUILT_IN}
 _ALIASES = {

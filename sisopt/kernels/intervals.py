@@ -130,6 +130,22 @@ def refit_bias_rows(rows, z, lo, hi, weights, sample_weights, center, beta, bias
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def slope_rows(z, step, alpha, lo, hi, weights, sample_weights, center, beta, slopes):
+    """Write d/dalpha of phi(z + alpha step) of every row, at alpha (rows,)."""
+    shared = weights.shape[0] == 1
+    for i in range(z.shape[0]):
+        w = weights[0] if shared else weights[i]
+        total = 0.0
+        for k in range(z.shape[1]):
+            value = z[i, k] + alpha[i] * step[i, k]
+            total += w[k] * (value - min(max(value, lo[i, k]), hi[i, k])) * step[i, k]
+        if beta > 0.0:
+            for k in range(z.shape[1]):
+                total += beta * sample_weights[k] * (z[i, k] + alpha[i] * step[i, k] - center[i, k]) * step[i, k]
+        slopes[i] = total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def _step_slope(z, step, alpha, lo, hi, w):
     """Return d/dalpha and d2/dalpha2 of 1/2 sum w e(z + alpha step)^2."""
     slope = 0.0

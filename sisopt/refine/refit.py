@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..gram_statistics import is_quadratic
+from ..certificate import RowSums
+from ..penalties import L1
 from ..problem import LayerProblem
-from ..solvers.forward_backward import DataRows
-from ..solvers.quadratic import QuadraticRows
+from ..solvers.choice import row_solver
 from ..solvers.rows import Limits, State
 
 Array = npt.NDArray[np.float64]
@@ -22,10 +22,10 @@ def refit(problem: LayerProblem, weight: Array, deadline: float, n_threads: int)
 
     Starts from ``weight`` (n_out, n_in) and only descends, so it never ends above it. Returns the new weights.
     """
-    narrowed = problem.with_mask(weight != 0)
-    state = State.start(weight.copy(), problem.dense_bias, np.zeros(problem.n_out))
-    solver = (QuadraticRows if is_quadratic(problem) else DataRows)(narrowed, state, n_threads)
+    narrowed = problem.with_mask(weight != 0, L1())  # no penalty counts here, but one without groups solves faster
     none = np.zeros(problem.n_out)
+    state = State.start(weight.copy(), problem.dense_bias, RowSums(none, none, none, none))
+    solver = row_solver(narrowed, state, n_threads)
     solver.solve(0.0, none, Limits(0, deadline))  # measures the loss that the tolerances refer to
     solver.solve(0.0, REFIT_ACCURACY * state.loss, Limits(MAX_STEPS, deadline))
     return state.weight

@@ -55,11 +55,6 @@ class _Chunk:
     memory: list[RowMemory]
     work: float = 0.0
 
-    @property
-    def sides(self) -> tuple[Array, Array, Array, Array, Array, float]:
-        t = self.target
-        return t.lo, t.hi, t.weights, t.sample_weights, t.center, t.fidelity
-
     def row_weights(self, i: int) -> Array:
         weights: Array = self.target.weights[i if self.target.weights.shape[0] > 1 else 0]
         return weights
@@ -87,19 +82,21 @@ class DataRows:
         self._source = HessianSource(problem.inputs, center, gram, v, uniform, weighted)
         self._metric = (top + problem.fidelity) * gram if top + problem.fidelity != 1.0 else gram
         self._ridge = RIDGE * top * np.diagonal(gram)
-        self._thresholds = problem.thresholds()
+        self._structure = problem.structure
         chunks = problem.chunks()
         self._memory = [[RowMemory() for _ in range(rows.stop - rows.start)] for rows in chunks]
         self._keeper = HessianKeeper(self._source, HESSIAN_BYTES // len(chunks))
 
-    def solve(self, multiplier: float, tolerances: Array, limits: Limits) -> None:
+    def solve(self, multiplier: float | Array, tolerances: Array, limits: Limits) -> None:
         """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
 
-        With ``multiplier`` 0 (no penalty: a refit) a row stops when its model promises a decrease below its tolerance.
+        ``multiplier`` may be an array (n_out,), one per row. With 0 (no penalty: a refit) a row stops when its model
+        promises a decrease below its tolerance.
         """
+        multipliers = np.broadcast_to(np.asarray(multiplier, dtype=np.float64), tolerances.shape)
 
         def part(item: tuple[slice, list[RowMemory]]) -> tuple[int, float]:
-            return self._solve_chunk(*item, multiplier, tolerances[item[0]], limits)
+            return self._solve_chunk(*item, multipliers[item[0]], tolerances[item[0]], limits)
 
         iterations = 0
         jobs = zip(self.problem.chunks(), self._memory, strict=True)
@@ -109,26 +106,27 @@ class DataRows:
         self.state.iterations += iterations
 
     def _solve_chunk(
-        self, rows: slice, memory: list[RowMemory], multiplier: float, tolerances: Array, limits: Limits
+        self, rows: slice, memory: list[RowMemory], multipliers: Array, tolerances: Array, limits: Limits
     ) -> tuple[int, float]:
-        factors = self._thresholds[rows]
-        thresholds = scaled_thresholds(factors, multiplier)
+        structure = self._structure.rows(rows)
+        thresholds = scaled_thresholds(structure.factors, multipliers)
+        penalized = bool(multipliers.all())
         chunk = self._open(rows, memory)
         live = np.arange(chunk.bias.size)
         for row in memory:
             row.begin()
         for iteration in range(limits.iterations + 1):
             C = self._gradient(chunk, live)
-            sums = row_sums(chunk.weight[live], C, chunk.loss[live], factors[live])
+            sums = row_sums(chunk.weight[live], C, chunk.loss[live], structure.rows(live))
             self.state.put(rows.start + live, sums)
-            if multiplier > 0:
-                gaps = penalized_row_gaps(sums, multiplier)
+            if penalized:
+                gaps = penalized_row_gaps(sums, multipliers[live])
                 gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
                 keep = (gaps > tolerances[live]) & np.array(gains, np.bool_)
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break
-            live = self._step(chunk, live, C, thresholds, tolerances, multiplier == 0)
+            live = self._step(chunk, live, C, thresholds, tolerances, not penalized)
             if live.size == 0:
                 break
         return iteration, chunk.work
@@ -151,9 +149,9 @@ class DataRows:
         """Refit the bias of the live rows exactly and return (d phi / dZ)' X for them, (live, n_in)."""
         assert self.problem.inputs is not None
         if self.problem.has_bias:
-            passes = refit_bias_rows(live, chunk.z, *chunk.sides, chunk.bias, chunk.bias.copy())
+            passes = refit_bias_rows(live, chunk.z, *chunk.target.sides, chunk.bias, chunk.bias.copy())
             chunk.work += 4.0 * passes * chunk.z.shape[1]
-        gradient_rows(live, chunk.z, *chunk.sides, chunk.scratch, chunk.active, chunk.loss)
+        gradient_rows(live, chunk.z, *chunk.target.sides, chunk.scratch, chunk.active, chunk.loss)
         chunk.work += 2.0 * live.size * chunk.z.shape[1] * self.problem.n_in
         every = live.size == chunk.bias.size
         gradient = chunk.scratch if every else chunk.scratch[live]
@@ -177,7 +175,7 @@ class DataRows:
         products.forward(self.problem.inputs, D, step)
         step += shift[:, None]
         chunk.work += 2.0 * step.size * self.problem.n_in
-        lo, hi, _, v, center, beta = chunk.sides
+        lo, hi, _, v, center, beta = chunk.target.sides
         for a in np.flatnonzero(moving).tolist():
             i, (columns, d) = int(live[a]), models[a]
             x = chunk.weight[i, columns]

@@ -34,25 +34,28 @@ class QuadraticRows:
         self._statistics = statistics
         self._scale = 1.0 + problem.fidelity
         self._gram = self._scale * statistics.gram if problem.fidelity > 0 else statistics.gram
-        self._thresholds = problem.thresholds()
+        self._structure = problem.structure
         state.work += work
 
-    def solve(self, multiplier: float, tolerances: Array, limits: Limits) -> None:
+    def solve(self, multiplier: float | Array, tolerances: Array, limits: Limits) -> None:
         """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
 
-        With ``multiplier`` 0 a row stops when its model promised a decrease below its tolerance.
+        ``multiplier`` may be an array (n_out,), one per row. With 0 a row stops when its model promised a decrease
+        below its tolerance.
         """
+        multipliers = np.broadcast_to(np.asarray(multiplier, dtype=np.float64), tolerances.shape)
 
         def part(rows: slice) -> int:
-            return self._solve_chunk(rows, multiplier, EXACTNESS * tolerances[rows], limits)
+            return self._solve_chunk(rows, multipliers[rows], EXACTNESS * tolerances[rows], limits)
 
         self.state.iterations += max(ordered_map(part, self.problem.chunks(), self._n_threads, limits.cancelled.set))
 
-    def _solve_chunk(self, rows: slice, multiplier: float, tolerances: Array, limits: Limits) -> int:
+    def _solve_chunk(self, rows: slice, multipliers: Array, tolerances: Array, limits: Limits) -> int:
         state, statistics = self.state, self._statistics
         W = state.weight[rows]
-        factors = self._thresholds[rows]
-        thresholds = scaled_thresholds(factors, multiplier)
+        structure = self._structure.rows(rows)
+        thresholds = scaled_thresholds(structure.factors, multipliers)
+        penalized = bool(multipliers.all())
         live = np.arange(W.shape[0])
         memory = [RowMemory() for _ in live]
         for iteration in range(limits.iterations + 1):
@@ -60,10 +63,10 @@ class QuadraticRows:
             C = self._scale * (W[live] @ statistics.gram - cross)
             energy = self._scale * statistics.energy[rows][live]
             loss = 0.5 * (np.einsum("ij,ij->i", W[live], C - self._scale * cross) + energy)
-            sums = row_sums(W[live], C, np.maximum(loss, 0.0), factors[live])
+            sums = row_sums(W[live], C, np.maximum(loss, 0.0), structure.rows(live))
             state.put(rows.start + live, sums)
-            if multiplier > 0:
-                gaps = penalized_row_gaps(sums, multiplier)
+            if penalized:
+                gaps = penalized_row_gaps(sums, multipliers[live])
                 gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
                 keep = (gaps > tolerances[live]) & np.array(gains, np.bool_)
                 live, C = live[keep], C[keep]
@@ -75,7 +78,7 @@ class QuadraticRows:
                 H = square(self._gram, columns)
                 d, _ = model_step(H, C[a, columns], W[i, columns], thresholds[i, columns])
                 W[i, columns] = moved(W[i, columns], d, 1.0)
-                moving[a] = d.any() and (multiplier > 0 or -(C[a, columns] @ d) > tolerances[i])
+                moving[a] = d.any() and (penalized or -(C[a, columns] @ d) > tolerances[i])
             live = live[moving]
         state.bias[rows] = statistics.target_mean[rows] - W @ statistics.input_mean
         return iteration

@@ -24,7 +24,7 @@ class RowSolver(Protocol):
 
     state: State
 
-    def solve(self, multiplier: float, tolerances: Array, limits: Limits) -> None:
+    def solve(self, multiplier: float | Array, tolerances: Array, limits: Limits) -> None:
         """Bring the gap of every row to its tolerance, or stop at a limit."""
         ...
 

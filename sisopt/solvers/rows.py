@@ -33,18 +33,18 @@ class State:
     loss: Array
     slope: Array
     dual_norm: Array
+    uniform: bool = False
     work: float = 0.0
     iterations: int = 0
 
     @classmethod
-    def start(cls, weight: Array, bias: Array, loss: Array) -> State:
-        """Return the state at given weights (n_out, n_in), of which only the loss (n_out,) is known."""
-        n_out = weight.shape[0]
-        return cls(weight, bias, np.zeros(n_out), loss.copy(), np.zeros(n_out), np.full(n_out, np.inf))
+    def start(cls, weight: Array, bias: Array, sums: RowSums) -> State:
+        """Return the state at given weights (n_out, n_in)."""
+        return cls(weight, bias, sums.value, sums.loss.copy(), sums.slope, sums.dual_norm.copy(), sums.uniform)
 
     def sums(self) -> RowSums:
         """Return a copy of the sums of all rows."""
-        return RowSums(self.value.copy(), self.loss.copy(), self.slope.copy(), self.dual_norm.copy())
+        return RowSums(self.value.copy(), self.loss.copy(), self.slope.copy(), self.dual_norm.copy(), self.uniform)
 
     def put(self, rows: Indices, sums: RowSums) -> None:
         """Store the sums of some rows."""
@@ -95,6 +95,8 @@ def moved(start: Array, direction: Array, alpha: float) -> Array:
     return start + alpha * direction
 
 
-def scaled_thresholds(factors: Array, multiplier: float) -> Array:
-    """Return multiplier * factors, where an infinite factor (a weight that the mask forbids) stays infinite."""
-    return multiplier * factors if multiplier > 0 else np.where(np.isinf(factors), np.inf, 0.0)
+def scaled_thresholds(factors: Array, multipliers: Array) -> Array:
+    """Return multipliers (r,) times factors (r, n_in); an infinite factor (a weight that a mask forbids) stays so."""
+    with np.errstate(invalid="ignore"):
+        scaled = multipliers[:, None] * factors
+    return scaled if multipliers.all() else np.where(np.isinf(factors), np.inf, scaled)

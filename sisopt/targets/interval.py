@@ -1,4 +1,4 @@
-"""Targets: the sets that the new pre-activations may lie in without changing the outputs."""
+"""The box target of activations that act entry by entry, and its rows as the kernels read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidInputError
+from ..errors import InvalidInputError
 
 Array = npt.NDArray[np.float64]
 
@@ -86,3 +86,8 @@ class RowTarget:
     weights: Array
     sample_weights: Array
     fidelity: float
+
+    @property
+    def sides(self) -> tuple[Array, Array, Array, Array, Array, float]:
+        """The target as the kernels take it."""
+        return self.lo, self.hi, self.weights, self.sample_weights, self.center, self.fidelity

@@ -1,0 +1,200 @@
+"""Campaigns: solvers that never judge themselves, run until a judge's gap reaches the tolerance or a limit is met."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .judge import Candidate, Judge, gap
+from .solution import Progress, Status
+from .solvers.batch_budgets import BatchSearch
+from .solvers.douglas_rachford import GraphSplitting
+from .solvers.haugazeau import Outcome
+from .solvers.neuron_budgets import NeuronSearch
+from .solvers.rounds import Controls
+from .solvers.rows import Limits
+from .solvers.sis import SubdifferentialInclusion
+
+Array = npt.NDArray[np.float64]
+
+SAFETY = 0.9  # of the tolerance is aimed at
+FIRST_LOOK, MOST_STEPS = 8, 25  # steps of the splitting between two looks
+GAIN, PATIENCE = 0.95, 40  # so many looks without bringing the gap down by a twentieth: rounding has the last word
+
+
+class Engine(Protocol):
+    """What makes iterates."""
+
+    @property
+    def iterations(self) -> int:
+        """Iterations so far."""
+        ...
+
+    @property
+    def work(self) -> float:
+        """Floating-point work over samples so far."""
+        ...
+
+    def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
+        """Go on a little and show the judge what came of it; return what it saw, and whether there is more to do."""
+        ...
+
+
+class SplittingEngine:
+    """Steps of the graph-form splitting; the point on the graph is the better dual candidate."""
+
+    def __init__(self, splitting: GraphSplitting) -> None:
+        self._splitting = splitting
+        self._steps = FIRST_LOOK
+
+    @property
+    def iterations(self) -> int:
+        """Completed steps."""
+        return self._splitting.iterations
+
+    @property
+    def work(self) -> float:
+        """Floating-point work over samples so far."""
+        return self._splitting.work
+
+    def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
+        """See `Engine`."""
+        splitting = self._splitting
+        for _ in range(min(self._steps, limits.iterations)):
+            if limits.out_of_time():
+                break
+            splitting.step()
+        self._steps = min(self._steps + 2, MOST_STEPS)
+        seen = judge.look(splitting.weight, splitting.bias, splitting.duals)
+        if gap(judge) > SAFETY * tol:
+            judge.prove(splitting.graph_weight, splitting.bias, splitting.duals)
+        return seen, True
+
+
+class InclusionEngine:
+    """Iterations of the SIS paper's scheme."""
+
+    def __init__(self, scheme: SubdifferentialInclusion) -> None:
+        self._scheme = scheme
+
+    @property
+    def iterations(self) -> int:
+        """Completed outer iterations."""
+        return self._scheme.iterations
+
+    @property
+    def work(self) -> float:
+        """Floating-point work over samples so far."""
+        return self._scheme.work
+
+    def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
+        """See `Engine`."""
+        scheme = self._scheme
+        more = scheme.step(limits) is Outcome.REACHED
+        duals = scheme.duals()
+        seen = judge.look(scheme.weight, scheme.bias, duals)
+        judge.prove(scheme.projected_weight, scheme.projected_bias, duals)
+        return seen, more
+
+
+class BatchEngine:
+    """The search for the multipliers of mini-batches over fast penalised solves."""
+
+    def __init__(self, search: BatchSearch) -> None:
+        self._search = search
+        self._accuracy = 0.1
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the slowest neuron so far."""
+        return self._search.iterations
+
+    @property
+    def work(self) -> float:
+        """Floating-point work over samples so far."""
+        return self._search.work
+
+    def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
+        """See `Engine`."""
+        search = self._search
+        search.advance(limits, max(self._accuracy, tol))
+        seen = judge.look(search.weight, search.bias, search.duals)
+        search.propose(seen.losses)
+        self._accuracy = 0.1 * min(gap(judge), self._accuracy * 3.0)
+        return seen, True
+
+
+class NeuronEngine:
+    """The searches of all neurons for their own multipliers."""
+
+    def __init__(self, search: NeuronSearch) -> None:
+        self._search = search
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the slowest neuron so far."""
+        return self._search.iterations
+
+    @property
+    def work(self) -> float:
+        """Floating-point work over samples so far."""
+        return self._search.work
+
+    def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
+        """See `Engine`."""
+        search = self._search
+        more = search.advance(limits, SAFETY * tol)
+        seen = judge.look(search.weight, search.bias, search.duals)
+        judge.prove(search.dual_weight, search.bias, search.duals)
+        return seen, more
+
+
+def run(
+    engine: Engine, judge: Judge, controls: Controls, tol: float, unit: float
+) -> tuple[list[Progress], Status | None]:
+    """Run an engine until the judge's gap is at most ``tol``.
+
+    ``unit`` is the work of one product with the inputs. Returns the history and why it was cut short, if it was.
+    """
+    history: list[Progress] = []
+    best, idle = math.inf, 0
+    while True:
+        limits = Limits(max(controls.max_iterations - engine.iterations, 0), controls.deadline)
+        seen, more = engine.advance(judge, limits, tol)
+        now = gap(judge)
+        history.append(
+            Progress(
+                round=len(history) + 1,
+                multiplier=single_multiplier(seen.duals),
+                objective=seen.objective,
+                lower_bound=judge.bound,
+                gap=judge.gap_of(seen),
+                radius=float(np.sqrt(2.0 * seen.losses.sum())),
+                n_nonzero=int(np.count_nonzero(seen.weight)),
+                n_iterations=engine.iterations,
+                n_products=(engine.work + judge.work) / unit,
+                seconds=time.monotonic() - controls.started,
+            )
+        )
+        if controls.callback is not None and controls.callback(history[-1]):
+            return history, Status.CALLBACK
+        if now <= tol:
+            return history, None
+        if time.monotonic() >= controls.deadline:
+            return history, Status.TIME_LIMIT
+        if engine.iterations >= controls.max_iterations:
+            return history, Status.ITERATION_LIMIT
+        best, idle = (now, 0) if now < GAIN * best else (best, idle + 1)
+        if not more or idle >= PATIENCE:
+            return history, Status.STALLED
+
+
+def single_multiplier(duals: Array) -> float:
+    """Return lambda = 1 / mu where there is one budget; NaN with several."""
+    if duals.size != 1:
+        return math.nan
+    return math.inf if duals[0] == 0.0 else 1.0 / float(duals[0])

@@ -1,0 +1,28 @@
+"""Which solver of the penalised program a problem gets: by its targets and penalty, never by time."""
+
+from __future__ import annotations
+
+from ..gram_statistics import is_quadratic
+from ..problem import LayerProblem
+from .forward_backward import DataRows
+from .joint import JointRows
+from .quadratic import QuadraticRows
+from .quadratic_groups import QuadraticGroups
+from .rounds import RowSolver
+from .rows import State
+
+
+def row_solver(problem: LayerProblem, state: State, n_threads: int) -> RowSolver:
+    """Return a solver in Gram space where all targets are points, else one over the data."""
+    if not is_quadratic(problem):
+        return data_solver(problem, state, n_threads)
+    if problem.structure.labels is None:
+        return QuadraticRows(problem, state, n_threads)
+    return QuadraticGroups(problem, state, n_threads)
+
+
+def data_solver(problem: LayerProblem, state: State, n_threads: int) -> RowSolver:
+    """Return a solver over the data."""
+    if problem.structure.labels is None and not problem.activation.couples_outputs:
+        return DataRows(problem, state, n_threads)
+    return JointRows(problem, state, n_threads)
