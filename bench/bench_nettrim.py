@@ -2,7 +2,7 @@
 
 The programs differ: ours allows more, so its optimum is lower. Ours proves a gap of 1e-3 and keeps the budget to 1e-6.
 Net-Trim's ADMM is stopped as soon as its objective is within 1e-3 of its optimum, which it is told, and its constraints
-hold to 1e-3 of the budget. Every penalty parameter tried is in the table; the least time is the one to compare with.
+hold to 1e-3 of the budget. Several penalty parameters are in the table; the least time is the one to compare with.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from sisopt.dispatch import METHODS
 N_SAMPLES = 2000
 RELATIVE_ERROR = 0.2
 SIZES = {"60 -> 30": (60, 30), "784 -> 300": (784, 300)}
-OPTIMA = {"60 -> 30": 0.0, "784 -> 300": 0.0}  # of Net-Trim's program, from its own dual bound at tol=1e-5
+# Of Net-Trim's program, between its dual bound and its objective at tol=1e-5.
+OPTIMA = {"60 -> 30": 110.5637, "784 -> 300": 2847.52}
 BLAS_THREADS = {"60 -> 30": 1, "784 -> 300": None}  # what is best for its matrix products
-RHOS = (20.0, 50.0, 100.0, 200.0)
+# The fastest of 20, 50, 100, 200 on both sizes is 50; 100 is what the authors' example uses.
+RHOS = {"60 -> 30": (20.0, 50.0, 100.0, 200.0), "784 -> 300": (50.0, 100.0)}
 PUBLISHED_ITERATIONS = 2000  # in the authors' MNIST example, with rho = 100
 OURS = [method for method in ("douglas-rachford", "forward-backward") if method in METHODS]
 
@@ -59,8 +61,7 @@ def bench_ours(timed, size, method):
     assert solution.objective <= OPTIMA[size] * (1 + 1e-3)  # the ordering that theory promises
 
 
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "rho"), [(size, rho) for size in SIZES for rho in RHOS[size]])
 def bench_net_trim(timed, fact, size, rho):
     epsilon = radius(size)
 

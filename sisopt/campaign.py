@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 
 SAFETY = 0.9  # of the tolerance is aimed at
 FIRST_LOOK, MOST_STEPS = 8, 25  # steps of the splitting between two looks
-GAIN, PATIENCE = 0.95, 40  # so many looks without bringing the gap down by a twentieth: rounding has the last word
+GAIN, PATIENCE = 0.95, 300  # so many looks without bringing the gap down by a twentieth: rounding has the last word
 
 
 class Engine(Protocol):

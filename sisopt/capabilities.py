@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .activations import MaxPool
 from .errors import UnsupportedError
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
 from .problem import LayerProblem
@@ -10,61 +11,52 @@ METHODS = ("forward-backward", "douglas-rachford", "sis")
 
 
 def check_capability(problem: LayerProblem, goal: Goal, method: str) -> None:
-    """Raise UnsupportedError, saying which method can, where ``method`` cannot pursue the goal on the problem."""
+    """Raise UnsupportedError where ``method`` cannot pursue the goal on the problem; the message says which can."""
     reason = _refusal(problem, goal, method)
-    if reason is not None:
-        raise UnsupportedError(reason)
+    if reason is None:
+        return
+    able = [repr(other) for other in METHODS if _refusal(problem, goal, other) is None]
+    msg = f"{reason}; {'use ' + ' or '.join(able) if able else 'no method can'}"
+    raise UnsupportedError(msg)
 
 
 def _refusal(problem: LayerProblem, goal: Goal, method: str) -> str | None:
+    """Return why the method cannot, None where it can."""
     activation, per = problem.activation, goal.per if isinstance(goal, ErrorBudget) else "layer"
     if activation.couples_outputs:
-        if problem.entry_weights is not None:
-            return (
-                f"activation {activation.name!r} couples the outputs of a sample, so that no method takes "
-                "entry_weights with it; use sample_weights"
-            )
-        if per == "neuron":
-            return (
-                f"activation {activation.name!r} couples the outputs of a sample, so that no method takes budgets "
-                "per='neuron' with it; use per='layer' or per='batch'"
-            )
-    if problem.inputs is None and per == "batch" and problem.batches is None:
-        return "budgets per='batch' need the inputs, and this problem holds sums over all samples; use LayerProblem"
+        for what, asked in (("entry_weights", problem.entry_weights is not None), ("per='neuron'", per == "neuron")):
+            if asked:
+                return f"{what} cannot go with activation {activation.name!r}, which couples the outputs of a sample"
+    if problem.batches is not None and isinstance(activation, MaxPool):
+        return f"activation {activation.name!r} couples samples, which a stream of mini-batches may separate"
+    if problem.statistics is not None and per == "batch":
+        return "budgets per='batch' need the inputs, and this problem holds sums over all samples"
     return {"forward-backward": _fast, "douglas-rachford": _splitting, "sis": _sis}[method](problem, goal, per)
 
 
 def _fast(problem: LayerProblem, goal: Goal, per: str) -> str | None:
     if problem.batches is not None:
-        return "method 'forward-backward' needs the inputs in memory or in a numpy.memmap; use 'sis' for streams"
+        return "method 'forward-backward' needs the inputs as an array, and this problem holds a stream of mini-batches"
     if per == "neuron" and problem.structure.couples_rows:
-        return (
-            "method 'forward-backward' takes budgets per='neuron' only where no group of weights spans neurons; "
-            "use 'douglas-rachford'"
-        )
+        return "method 'forward-backward' takes budgets per='neuron' only where no group of weights spans neurons"
     return None
 
 
 def _splitting(problem: LayerProblem, goal: Goal, per: str) -> str | None:
     if problem.inputs is None:
         held = "sums over samples" if problem.statistics is not None else "a stream of mini-batches"
-        other = "'forward-backward'" if problem.statistics is not None else "'sis'"
-        return f"method 'douglas-rachford' needs the inputs in memory, and this problem holds {held}; use {other}"
+        return f"method 'douglas-rachford' needs the inputs as an array, and this problem holds {held}"
     if isinstance(goal, Sparsity):
-        return "method 'douglas-rachford' takes budgets and multipliers, no Sparsity; use 'forward-backward'"
+        return "method 'douglas-rachford' takes budgets and multipliers, no Sparsity"
     for name, used in (("fidelity", problem.fidelity > 0), ("entry_weights", problem.entry_weights is not None)):
         if used:
-            return (
-                f"method 'douglas-rachford' takes no {name}: its projections want plain distances; "
-                "use 'forward-backward' or 'sis'"
-            )
+            return f"method 'douglas-rachford' takes no {name}: its projections want plain distances"
     return None
 
 
 def _sis(problem: LayerProblem, goal: Goal, per: str) -> str | None:
     if not isinstance(goal, ErrorBudget):
-        wanted = "Penalized" if isinstance(goal, Penalized) else "Sparsity"
-        return f"method 'sis' takes error budgets, no {wanted}; use 'forward-backward'"
+        return f"method 'sis' takes error budgets, no {'Penalized' if isinstance(goal, Penalized) else 'Sparsity'}"
     if problem.inputs is None and problem.batches is None:
-        return "method 'sis' goes through the inputs, and this problem holds sums over them; use 'forward-backward'"
+        return "method 'sis' goes through the inputs, and this problem holds sums over them"
     return None

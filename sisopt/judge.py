@@ -78,7 +78,9 @@ class BudgetJudge:
     def look(self, weight: Array, bias: Array, duals: Array) -> Candidate:
         """Evaluate an iterate at its bias and at the best one for the duals; keep what is better than the best."""
         seen = self._consider(weight, bias, duals)
-        promising = self.best is None or seen.objective < self.best.objective
+        promising = self.problem.inputs is not None and seen.objective > 0.0
+        if self.best is not None and seen.objective >= self.best.objective:
+            promising = False
         if promising and not self._keeps(seen.losses):
             inside = Budgets(self.budgets.per, (1.0 - 1e-9) * self.budgets.radii, self.budgets.batches)
             t = least_scaling(self.problem, seen.weight, seen.bias, inside, MOST_SCALING, self.n_threads)

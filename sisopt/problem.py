@@ -161,6 +161,8 @@ class LayerProblem:
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if self.activation.couples_outputs and self.tolerance > 0:
+            self.activation.preimage(np.zeros((1, self.n_out)), self.tolerance)  # refuses
         object.__setattr__(self, "structure", self.penalty.structure((self.n_out, self.n_in), self.mask))
 
     @classmethod
@@ -288,11 +290,11 @@ class LayerProblem:
         return problem
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        kept = {name: value for name, value in self.__dict__.items() if name != "structure"}
+        return {**kept, "_cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
+        self._set(**state)
 
     def __repr__(self) -> str:
         extras = "".join(
@@ -379,9 +381,9 @@ class LayerProblem:
     def with_mask(self, mask: npt.NDArray[np.bool_], penalty: Penalty | None = None) -> LayerProblem:
         """Return a copy with another mask (n_out, n_in) or penalty that shares the data and what came of them."""
         g = self.penalty if penalty is None else penalty
-        return self._with(mask=mask, penalty=g, structure=g.structure((self.n_out, self.n_in), mask))
+        return self._with(mask=mask, penalty=g)
 
     def _with(self, **changes: Any) -> LayerProblem:
         other = LayerProblem.__new__(LayerProblem)
-        other.__setstate__({**self.__dict__, **changes})
+        other._set(**{**self.__dict__, **changes})
         return other

@@ -308,8 +308,9 @@ def test_unknown_activation_is_refused_with_those_near_and_those_known():
 
 @pytest.mark.parametrize("penalty", ["l3", 1.0, None, WeightedL1], ids=str)
 def test_unknown_penalty_is_refused(penalty):
-    found = repr(penalty) if isinstance(penalty, str) else type(penalty).__name__
-    refused(lambda: problem(penalty=penalty), "penalty must be 'l1' or a penalty object", found)
+    kind = penalty if isinstance(penalty, type) else type(penalty)
+    found = repr(penalty) if isinstance(penalty, str) else kind.__name__
+    refused(lambda: problem(penalty=penalty), "penalty must be 'l1', 'columns', 'rows' or a penalty object", found)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def test_bounds_of_rows_add_up_for_a_multiplier_but_share_one_budget():
 def test_neuron_that_can_have_no_weight_adds_its_loss_to_the_bound_and_takes_it_from_the_budget():
     free = one_row(0.0)
     stuck = RowSums(*(np.array([x]) for x in (0.0, 2.0, 0.0, 0.0)))  # phi = 2 whatever the weights
-    both = RowSums(*(np.concatenate(pair) for pair in zip(vars(free).values(), vars(stuck).values(), strict=True)))
+    names = ("value", "loss", "slope", "dual_norm")
+    both = RowSums(*(np.concatenate([getattr(free, name), getattr(stuck, name)]) for name in names))
     assert penalized_bound(stuck, 12.5) == pytest.approx(2.0, rel=1e-12)
     assert penalized_bound(both, 12.5) == pytest.approx(23.875, rel=1e-12)
     # sqrt(2 phi) = 2.5 leaves 2.5**2 - 4 = 1.5**2 to the free one: |w - 2| * 5 = 1.5.

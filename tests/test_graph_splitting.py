@@ -237,6 +237,23 @@ def test_dual_variables_scale_without_moving_the_projection(activation):
 
 
 @pytest.mark.parametrize("per", ["batch", "neuron"])
+def test_balancing_keeps_the_proximal_point_and_the_dual_variables(per):
+    problem = small_problem("relu")
+    run = splitting(problem, budgets_of(problem, per), 3)
+
+    def dual_of_weight():
+        return run._rho_weight * (run._weight_point - run._near)
+
+    before = run._rho_weight, run._rho, dual_of_weight(), run.weight, run.duals
+    run._balance()
+    assert run._rho_weight != before[0]
+    assert (run._rho != before[1]).any()
+    np.testing.assert_allclose(dual_of_weight(), before[2], atol=1e-12)
+    np.testing.assert_allclose(run.weight, before[3], atol=1e-12)
+    np.testing.assert_allclose(run.duals, before[4], rtol=1e-10)
+
+
+@pytest.mark.parametrize("per", ["batch", "neuron"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_step_is_the_one_with_an_explicit_column_of_ones(bias, per):
     v = np.random.default_rng(7).uniform(0.5, 1.5, N)
@@ -252,7 +269,7 @@ def test_a_step_is_the_one_with_an_explicit_column_of_ones(bias, per):
     expected_W, expected_U = np.empty_like(tW), np.empty_like(tU)
     for i in range(problem.n_out):
         metric = np.zeros((6, X.shape[1]))
-        metric[:, :6] = np.diag(s * np.sqrt(run._rho_weight[i]))
+        metric[:, :6] = np.diag(s * np.sqrt(run._rho_weight))
         root = np.sqrt(run._rho[i] * v)
         aim = np.concatenate([metric[:, :6] @ (2 * run.weight[i] - tW[i]), root * (2 * p[i] - tU[i])])
         q = np.linalg.lstsq(np.vstack([metric, root[:, None] * X]), aim, rcond=None)[0]
@@ -299,6 +316,15 @@ def test_dead_neurons_are_emptied_whatever_shares_the_budget():
         assert not run.weight[1].any()
         assert run.weight[0].any()
         assert np.isfinite(run.duals).all()
+
+
+@pytest.mark.parametrize("per", ["layer", "batch", "neuron"])
+def test_a_dead_layer_is_emptied_at_a_budget_of_zero(per):
+    base = small_problem("relu")
+    problem = sisopt.LayerProblem(base.inputs, base.weight, base.bias - 100.0, activation="relu")
+    run = splitting(problem, budgets_of(problem, per, 0.0), 200)
+    assert not run.weight.any()
+    assert np.isfinite(run.duals).all()
 
 
 def state(run):

@@ -86,19 +86,19 @@ def test_factors_broadcast_to_the_weights(shape):
     assert g.value(W) == pytest.approx(full.value(W), rel=1e-15)
     assert g.dual_norm(W) == full.dual_norm(W)
     np.testing.assert_array_equal(g.prox(W, 0.3), full.prox(W, 0.3))
-    np.testing.assert_array_equal(np.broadcast_to(g.thresholds(SHAPE), SHAPE), np.broadcast_to(a, SHAPE))
+    np.testing.assert_array_equal(g.structure(SHAPE).factors, np.broadcast_to(a, SHAPE))
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 4), (6, 4), (3, 8)], ids=str)
 def test_factors_of_another_shape_are_refused(shape):
     with pytest.raises(InvalidInputError, match=r"penalty weights.*\(3, 4\)"):
-        WeightedL1(np.ones(shape)).thresholds(SHAPE)
+        WeightedL1(np.ones(shape)).structure(SHAPE)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (6, 8)], ids=str)
 def test_factors_may_not_widen_the_weights(shape):
     with pytest.raises(InvalidInputError, match=r"penalty weights.*\(1, 4\)"):
-        WeightedL1(np.ones(shape)).thresholds((1, 4))
+        WeightedL1(np.ones(shape)).structure((1, 4))
 
 
 def test_l1_has_unit_factors():
@@ -132,11 +132,11 @@ def test_names_stand_for_penalties(name):
     assert get_penalty(made) is made
 
 
-def test_thresholds_of_a_problem_are_infinite_where_the_mask_forbids():
+def test_factors_of_a_problem_are_infinite_where_the_mask_forbids():
     X, W = np.eye(4), np.ones(SHAPE)
     mask = np.random.default_rng(3).random(SHAPE) < 0.5
-    thresholds = LayerProblem(X, W, penalty=WeightedL1([1.0, 2.0, 3.0, 4.0]), mask=mask).thresholds()
-    np.testing.assert_array_equal(thresholds, np.where(mask, [1.0, 2.0, 3.0, 4.0], np.inf))
+    problem = LayerProblem(X, W, penalty=WeightedL1([1.0, 2.0, 3.0, 4.0]), mask=mask)
+    np.testing.assert_array_equal(problem.structure.factors, np.where(mask, [1.0, 2.0, 3.0, 4.0], np.inf))
 
 
 GRID = (4, 6)

@@ -116,7 +116,7 @@ CASES = [
     ("relu", (), False, "batch"),
     ("relu6", ("shift", "entry_weights", "sample_weights"), True, "batch"),
     ("relu", ("fidelity", "preactivations", "mask"), True, "neuron"),
-    ("tanh", ("tolerance", "sample_weights", "fidelity"), True, "layer"),
+    ("tanh", ("tolerance", "sample_weights", "fidelity", "shift"), True, "layer"),
 ]
 
 

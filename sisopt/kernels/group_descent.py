@@ -15,8 +15,8 @@ s_i H_pp and b = soft(u, tau) in their basis; then v = b nu / (e nu + t) for the
     f(nu) = sum_k b_k**2 / (e_k nu + t)**2 = 1.
 
 The function f**(-1/2) is a power mean of linear functions, hence concave: Newton's method on f**(-1/2) = 1 rises to
-the root from any point left of it, and gets there in one step from any point right of it. All other groups are
-minimised one weight at a time.
+the root from any point left of it, and a step from any point right of it does not end right of it. All other groups
+are minimised one weight at a time.
 """
 
 from __future__ import annotations
@@ -382,9 +382,9 @@ def group_descent(
     Dual:    never formed: the outer certificate is, on the data.
     Stops when the largest violation of a group's optimality condition, Euclidean and divided by the root of the
     group's largest diagonal curvature, is at most ``accuracy`` times that at the start or rounding; or after
-    ``max_rounds`` rounds, each of one sweep over the working groups, a few over those that are not zero, and an extrapolation.
-    Working are the groups that are not zero and those that violate their condition most, chosen anew whenever they
-    are solved among themselves.
+    ``max_rounds`` rounds, each of one sweep over the working groups, a few over those that are not zero, and an
+    extrapolation. Working are the groups that are not zero and those that violate their condition most, chosen anew
+    whenever they are solved among themselves.
 
     The component has the groups first_group to last_group. Group g has the parts group_parts[g] to group_parts[g + 1],
     part p the row part_row[p] of R and V and the entries part_entries[p] to part_entries[p + 1] of ``columns`` and
@@ -453,7 +453,7 @@ def group_descent(
             least = worst_outside
             n_above = 0
             while n_above < room:
-                least *= 0.75
+                least *= 0.95
                 n_above = 0
                 for a in range(n_groups):
                     n_above += violations[a] >= least
@@ -508,7 +508,7 @@ def group_descent(
                     )
                     inner = max(inner, violation * unit[g - first_group])
                 work += 4.0 * Rw.size
-                if inner <= goal:
+                if inner <= goal and k == 1:  # coupled rows finish the round: what follows builds on them
                     break
             if inner <= goal:
                 break

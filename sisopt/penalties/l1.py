@@ -38,11 +38,6 @@ class WeightedL1:
         weights = positive_factors(NAME, " that broadcast to (n_out, n_in)", self.weights, 2, advice)
         object.__setattr__(self, "weights", weights)
 
-    def thresholds(self, shape: tuple[int, int]) -> Array:
-        """Return the factors a_ij as an array that broadcasts to ``shape``."""
-        broadcast_factors(NAME, self.weights, shape)
-        return self.weights  # type: ignore[no-any-return]
-
     def structure(self, shape: tuple[int, int], mask: npt.NDArray[np.bool_] | None = None) -> Structure:
         """Return the factors for weights of a shape; ``mask`` is True where a weight may be non-zero."""
         return Structure(masked(broadcast_factors(NAME, self.weights, shape), mask))

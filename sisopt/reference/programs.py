@@ -152,7 +152,7 @@ def solve_budgets(
     engine.run(penalty / size, [*constraints, *balls.values()])
     # Loosening ball j by the factor 1 + t lowers g / size by dual t and raises 2 phi_j by 2 units**2 t, while
     # d g / d (2 phi_j) = -mu_j / 2: hence mu_j = dual size / units**2.
-    duals = np.where(exact, np.inf, 0.0)
+    duals = np.where(exact & np.array([bool(residuals) for residuals in posed.residuals]), np.inf, 0.0)
     for j, ball in balls.items():
         duals[j] = max(float(ball.dual_value), 0.0) * size / posed.units[j] ** 2
     return duals

@@ -13,10 +13,11 @@ metric rho_W ||W||**2 + rho_U ||U||_v**2 (v the sample weights), one step is
 so the bias is eliminated exactly and a step costs two products with X. The dual variable of U is rho_U V (t_U - p_U),
 normal to the set at p_U, and that of W, rho_W (t_W - p_W), a subgradient of g at p_W.
 
-Speed hangs on rho: at the steps 2**a and 3 * 2**a both are set anew from the ratio of the dual variable's norm to the
-primal scale, which is the norm of W and, for U, the radius at W = 0. Where every output neuron has a program of its
-own, it has its own rho_U too, and one eigendecomposition of G serves them all; elsewhere a change costs a Cholesky
-factor.
+Speed hangs on rho: at the steps 2**a and 3 * 2**a both are set anew, to the ratio of the dual variable's norm to a
+primal scale. That is the norm of W and, for U, the geometric mean of the radius at W = 0 and of the spread of the dense
+pre-activations: half-lines leave room for more than the radius. Where every output neuron has a program of its own, it
+has its own rho_U too, and one eigendecomposition of G serves them all; elsewhere a change costs a Cholesky factor.
+Columns of W are measured in units s_j = G_jj**(1/4), which the formulas above leave out.
 
 References: N. Parikh, S. Boyd, "Block splitting for distributed optimization", 2014; C. Fougner, S. Boyd, "Parameter
 selection and preconditioning for a graph form solver", 2018; P.-L. Lions, B. Mercier, "Splitting algorithms for the sum
@@ -46,11 +47,11 @@ Array = npt.NDArray[np.float64]
 RELAXATION = 1.8
 FIRST_STEP = 0.5  # 1 / rho_W at the start, relative to ||W||**2 / g(W)
 FIRST_SPREAD = 0.1  # 1 / rho_U at the start, relative to the same times the largest diagonal entry of G
-PRIMAL_SCALE = 0.6  # of ||W||, and of the radius at W = 0, that balances the dual variables
+SCALE = 0.5  # of the primal scale of U: how far t_U should be from p_U
 LEAST_REACH = 1e-2  # of an input, relative to the largest: smaller ones are taken for that
 MOST_CHANGE = 5.0  # of rho at a time
 LEAST_CHANGE = 1.3  # below which rho is left alone
-NO_BUDGET = 1e-9  # of the radius at W = 0: budgets below do not divide dual variables
+NO_BUDGET = 1e-9  # of the primal scale of U: smaller budgets do not divide dual variables
 
 
 class GraphSplitting:
@@ -104,6 +105,7 @@ class GraphSplitting:
             self._gram, self.work = input_gram(problem, n_threads)
             self._center = input_center(problem)
             self._units = _column_units(structure, np.diagonal(self._gram))
+            self._scaled = _divided(structure, self._units)
             self._begin(*((problem.weight, problem.dense_bias) if start is None else start))
 
     def _begin(self, weight: Array, bias: Array) -> None:
@@ -123,19 +125,19 @@ class GraphSplitting:
             self._parts.append(piece)
         self.work += 2.0 * problem.n_samples * W.size
         size = (W if W.any() else self.structure.prox(problem.weight.astype(np.float64), 0.0)) * self._units
-        price = float(self.structure.values(size / self._units).sum())
+        price = float(self._scaled.values(size).sum())
         unit = float(np.vdot(size, size)) / price if price > 0 else 1.0
         gram = self._gram / (self._units * self._units[:, None])
         reach = float(np.diagonal(gram).max(initial=0.0)) or 1.0
-        self._rho_weight = np.full(problem.n_out, 1.0 / (FIRST_STEP * unit))  # rho_W of every row
+        self._rho_weight = 1.0 / (FIRST_STEP * unit)
         self._rho = np.full(problem.n_out, 1.0 / (FIRST_SPREAD * unit * reach))  # rho_U of every row
         self._resolvent = _EigenResolvent(gram) if self._separate else _CholeskyResolvent(gram)
-        self._set_metric()
+        self._resolvent.set_ratio(self._rho / self._rho_weight)
         self.graph_weight = W
         self._refresh()
 
     def _open(self, rows: slice, weight: Array, bias: Array) -> Part:
-        """Produce a chunk's target, its pre-activations at the start and its radii at W = 0."""
+        """Produce a chunk's target, its pre-activations at the start and the primal scale of its rows."""
         problem = self.problem
         assert problem.inputs is not None
         t = np.zeros((bias.size, problem.n_samples))
@@ -143,7 +145,8 @@ class GraphSplitting:
         loss = row_loss(problem, rows)
         if problem.has_bias:
             loss.refit_bias(empty, best, best.copy())
-        self._scales[rows] = np.sqrt(2.0 * loss.parts(empty, (slice(0, problem.n_samples),))[:, 0])
+        radii = np.sqrt(2.0 * loss.parts(empty, (slice(0, problem.n_samples),))[:, 0])
+        self._scales[rows] = np.sqrt(radii * self._dense_sizes(rows))
         if weight.any():
             products.forward(problem.inputs, weight, t)
         t += bias[:, None]
@@ -155,6 +158,15 @@ class GraphSplitting:
             piece = IntervalPart(rows, t, target.lo, hi, self._v, self._batches)
         piece.measure(self._squares[rows])
         return piece
+
+    def _dense_sizes(self, rows: slice) -> Array:
+        """Return the norms of the dense pre-activations, about their means where there is a bias, (r,)."""
+        problem = self.problem
+        assert problem.preactivations is not None
+        z = problem.preactivations[:, rows].T.astype(np.float64)
+        if problem.has_bias:
+            z -= (z @ self._v / problem.total_weight)[:, None]
+        return np.asarray(np.sqrt((z * z) @ self._v))
 
     def step(self) -> None:
         """Make one step."""
@@ -184,9 +196,7 @@ class GraphSplitting:
         if self.problem.sample_weights is not None:
             D *= self._v
         pull = products.backward(D, X, self._center if has_bias else None)
-        q = self._resolvent.solve(
-            rows, reflected + (self._rho[rows] / self._rho_weight[rows])[:, None] * (pull / self._units)
-        )
+        q = self._resolvent.solve(rows, reflected + (self._rho[rows, None] / self._rho_weight) * (pull / self._units))
         graph_weight[rows] = q
         q = q / self._units
         products.forward(X, q, D)
@@ -207,7 +217,7 @@ class GraphSplitting:
             rho, c, scale = self._rho[:1], shrinkage[0], np.array([np.linalg.norm(self._scales)])
         dual = rho * c * norms
         divisor = np.maximum(target.radii, NO_BUDGET * scale)
-        return np.divide(dual, divisor, out=np.zeros_like(dual), where=dual > 0)
+        return np.divide(dual, divisor, out=np.zeros_like(dual), where=divisor > 0)
 
     def _norms(self) -> Array:
         """Return the distance of t_U from the target in every group, (J,)."""
@@ -216,7 +226,7 @@ class GraphSplitting:
 
     def _refresh(self) -> None:
         """Set the proximal point from t: W itself, U by the shrinkage of its residuals (n_out, batches)."""
-        self._near = self._proximal.prox(self._weight_point, 1.0)
+        self._near = self._scaled.prox(self._weight_point, 1.0 / self._rho_weight)
         self.weight = self._near / self._units
         self.bias = self._mean - self.weight @ self._center if self.problem.has_bias else np.zeros(self._mean.size)
         target = self.target
@@ -232,27 +242,22 @@ class GraphSplitting:
     def _balance(self) -> None:
         """Set rho_W and rho_U anew where the dual variables ask for it; p and the dual variables stay."""
         off = self._weight_point - self._near
-        duals = self._rho * np.sqrt((self._shrinkage**2 * self._squares).sum(axis=1))
-        weight_duals, sizes = self._rho_weight * _row_norms(off), _row_norms(self._near)
-        apart = self._separate and not self.structure.couples_rows
-        weight_changes = _changes(weight_duals, sizes, self._rho_weight, apart)
-        changes = _changes(duals, self._scales, self._rho, self._separate)
-        if (weight_changes == 1.0).all() and (changes == 1.0).all():
+        weight_change = float(_changes(np.array([np.linalg.norm(off)]), np.linalg.norm(self._near))[0])
+        offs, scales = np.sqrt((self._shrinkage**2 * self._squares).sum(axis=1)), SCALE * self._scales
+        if not self._separate:
+            offs, scales = (np.full(offs.size, np.linalg.norm(array)) for array in (offs, scales))
+        changes = _changes(offs, scales)
+        if weight_change == 1.0 and (changes == 1.0).all():
             return
-        self._weight_point = self._near + off / weight_changes[:, None]
+        self._weight_point = self._near + off / weight_change
         self._map(lambda piece: self._scale_part(piece, 1.0 / changes[piece.rows]))
-        self._rho_weight = self._rho_weight * weight_changes
+        self._rho_weight *= weight_change
         self._rho = self._rho * changes
-        self._set_metric()
+        self._resolvent.set_ratio(self._rho / self._rho_weight)
         self._refresh()
 
     def _scale_part(self, piece: Part, factors: Array) -> None:
         piece.scale_dual(self._shrinkage[piece.rows], factors, self._squares[piece.rows])
-
-    def _set_metric(self) -> None:
-        """Prepare both proximal maps for rho."""
-        self._resolvent.set_ratio(self._rho / self._rho_weight)
-        self._proximal = _divided(self.structure, self._rho_weight[:, None] * self._units)
 
     def _map(self, function: Callable[[Part], None]) -> None:
         for _ in ordered_map(function, self._parts, self.n_threads):
@@ -275,15 +280,15 @@ def _column_units(structure: Structure, diagonal: Array) -> Array:
     return s
 
 
-def _divided(structure: Structure, divisors: Array) -> Structure:
-    """Return the penalty of W / divisors, (n_out, n_in), which are equal within a group."""
+def _divided(structure: Structure, units: Array) -> Structure:
+    """Return the penalty of W / units; units (n_in,) are equal within a group."""
     if structure.labels is None:
-        return Structure(structure.factors / divisors)
+        return Structure(structure.factors / units)
     assert structure.group_weights is not None
     of_group = np.ones(structure.group_weights.size)
-    of_group[structure.labels] = divisors
+    of_group[structure.labels] = units
     weights = structure.group_weights / of_group
-    return Structure(structure.factors / divisors, structure.labels, weights, structure.couples_rows)
+    return Structure(structure.factors / units, structure.labels, weights, structure.couples_rows)
 
 
 def _is_balancing_step(k: int) -> bool:
@@ -291,52 +296,10 @@ def _is_balancing_step(k: int) -> bool:
     return k >= 4 and odd in (1, 3)
 
 
-def _row_norms(array: Array) -> Array:
-    return np.sqrt(np.einsum("ij,ij->i", array, array))
-
-
-def _changes(duals: Array, sizes: Array, rho: Array, apart: bool) -> Array:
-    """Return the factors that bring rho to dual / (PRIMAL_SCALE * size), 1 where they are slight; all (n_out,).
-
-    Rows that are not ``apart`` share one rho, from the norms of all.
-    """
-    if not apart:
-        duals, sizes = (np.full(rho.size, np.linalg.norm(norms)) for norms in (duals, sizes))
-    known = (duals > 0) & (sizes > 0)
-    wanted = np.divide(duals, PRIMAL_SCALE * sizes * rho, out=np.ones_like(duals), where=known)
-    wanted = np.clip(wanted, 1.0 / MOST_CHANGE, MOST_CHANGE)
-    return np.where(np.maximum(wanted, 1.0 / wanted) < LEAST_CHANGE, 1.0, wanted)
-
-
-def _column_units(structure: Structure, diagonal: Array) -> tuple[Array, Structure]:
-    """Return units s (n_in,) for the columns of W that even out the inputs, and the penalty of W s.
-
-    A group's norm is that of the same weights in any units only where it lies in one column; elsewhere s = 1.
-    """
-    s = np.sqrt(np.sqrt(np.maximum(diagonal / (diagonal.max(initial=0.0) or 1.0), LEAST_REACH**2)))
-    if structure.labels is None:
-        return s, Structure(structure.factors / s)
-    assert structure.group_weights is not None
-    columns = np.broadcast_to(np.arange(s.size), structure.labels.shape)
-    column = np.zeros(structure.group_weights.size, np.intp)
-    column[structure.labels] = columns
-    if (column[structure.labels] != columns).any():
-        return np.ones(s.size), structure
-    scaled = Structure(
-        structure.factors / s, structure.labels, structure.group_weights / s[column], structure.couples_rows
-    )
-    return s, scaled
-
-
-def _is_balancing_step(k: int) -> bool:
-    odd = k // (k & -k)  # k without its factors 2
-    return k >= 4 and odd in (1, 3)
-
-
-def _change(dual: Array, scale: Array, rho: Array) -> Array:
-    """Return the factors that bring every rho to dual / (PRIMAL_SCALE * scale), 1 where they are slight."""
-    known = (dual > 0) & (scale > 0)
-    wanted = np.divide(dual, PRIMAL_SCALE * scale * rho, out=np.ones_like(dual), where=known)
+def _changes(offsets: Array, scales: npt.ArrayLike) -> Array:
+    """Return the factors of rho that bring the norms of t - p to their scales, 1 where they are slight."""
+    known = (offsets > 0) & (np.asarray(scales) > 0)
+    wanted = np.divide(offsets, scales, out=np.ones_like(offsets), where=known)
     wanted = np.clip(wanted, 1.0 / MOST_CHANGE, MOST_CHANGE)
     return np.where(np.maximum(wanted, 1.0 / wanted) < LEAST_CHANGE, 1.0, wanted)
 
