@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from .solvers.sis import SubdifferentialInclusion
 Array = npt.NDArray[np.float64]
 
 ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
-SHRINK = 0.05  # of the tolerance is how much narrower the budgets are that the splitting aims at
+SHRINK = 0.3  # of the tolerance is how much narrower the budgets are that the splitting aims at
 NEARLY = 1.5  # times the budgets: a constant layer that misses them by more is not tried with other biases
 BIAS_ROUNDS, FEASIBLE_ROUNDS = 60, 30
 FIRST_GAP = 0.1  # of the search with one budget that the one with several starts from
@@ -65,7 +65,7 @@ class BudgetPursuit:
         everything = Budgets("layer", np.full(1, np.inf), (slice(0, problem.n_samples),))
         nothing = np.zeros((problem.n_out, problem.n_in))
         empty = evaluate_groups(problem, nothing, problem.dense_bias, everything, np.ones(1), controls.n_threads)
-        self._empty, self._work = empty, empty.work
+        self._empty, self._work, self._iterations = empty, empty.work, 0
         size = target_size(problem) if problem.batches is None else 0.0
         self.empty_radius = empty.sums.radius if empty.sums.radius > ROUNDING * size else 0.0
         self.judge: Judge
@@ -104,7 +104,7 @@ class BudgetPursuit:
             engine = self._engine(method, tol)
             history, stopped = run(engine, self.judge, self.controls, tol, self._unit)
         work = self._work + self.judge.work + (engine.work if engine is not None else 0.0)
-        iterations = engine.iterations if engine is not None else 0
+        iterations = self._iterations + (engine.iterations if engine is not None else 0)
         return Outcome(self.judge, tuple(history), stopped, iterations, work, self.empty_radius)
 
     @property
@@ -199,9 +199,10 @@ class BudgetPursuit:
         weight, bias, _ = self.start
         if duals is None or duals.size != budgets.size or not duals.any():
             together = ErrorBudget(radius=float(np.sqrt((budgets.radii**2).sum())))
-            pursuit = Pursuit(problem, together, self.controls, None)
+            pursuit = Pursuit(problem, together, replace(self.controls, callback=None), None)
             iterate, _ = pursuit.run(FIRST_GAP)
             self._work += pursuit.work
+            self._iterations += pursuit.n_iterations
             weight, duals = iterate.weight, np.full(budgets.size, 1.0 / iterate.multiplier)
         state = State.start(weight.copy(), bias.copy(), _no_sums(problem.n_out))
         return BatchSearch(problem, budgets, state, np.maximum(duals, 1e-9 * duals.max()), self.controls.n_threads)

@@ -14,10 +14,10 @@ so the bias is eliminated exactly and a step costs two products with X. The dual
 normal to the set at p_U, and that of W, rho_W (t_W - p_W), a subgradient of g at p_W.
 
 Speed hangs on rho: at the steps 2**a and 3 * 2**a both are set anew, to the ratio of the dual variable's norm to a
-primal scale. That is the norm of W and, for U, the geometric mean of the radius at W = 0 and of the spread of the dense
-pre-activations: half-lines leave room for more than the radius. Where every output neuron has a program of its own, it
-has its own rho_U too, and one eigendecomposition of G serves them all; elsewhere a change costs a Cholesky factor.
-Columns of W are measured in units s_j = G_jj**(1/4), which the formulas above leave out.
+primal scale: the norm of W and, for U, a fraction of the norm of the dense pre-activations about their means. Where
+every output neuron has a program of its own, it has its own rho_U too, and one eigendecomposition of G serves them all;
+elsewhere a change costs a Cholesky factor. Columns of W are measured in units s_j = G_jj**(1/4), which the formulas
+above leave out.
 
 References: N. Parikh, S. Boyd, "Block splitting for distributed optimization", 2014; C. Fougner, S. Boyd, "Parameter
 selection and preconditioning for a graph form solver", 2018; P.-L. Lions, B. Mercier, "Splitting algorithms for the sum
@@ -27,19 +27,17 @@ of two nonlinear operators", 1979.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
 
 from .. import products
 from ..budgets import Budgets
 from ..gram_statistics import input_center, input_gram
-from ..losses import row_loss
 from ..penalties import Structure
 from ..problem import LayerProblem
 from ..threads import ordered_map, serial_blas
+from .resolvents import CholeskyResolvent, EigenResolvent, Resolvent
 from .splitting_parts import CoupledPart, IntervalPart, Part
 
 Array = npt.NDArray[np.float64]
@@ -47,11 +45,11 @@ Array = npt.NDArray[np.float64]
 RELAXATION = 1.8
 FIRST_STEP = 0.5  # 1 / rho_W at the start, relative to ||W||**2 / g(W)
 FIRST_SPREAD = 0.1  # 1 / rho_U at the start, relative to the same times the largest diagonal entry of G
-SCALE = 0.5  # of the primal scale of U: how far t_U should be from p_U
+SPREAD = 0.35  # of the dense pre-activations' spread: how far t_U should be from p_U
 LEAST_REACH = 1e-2  # of an input, relative to the largest: smaller ones are taken for that
 MOST_CHANGE = 5.0  # of rho at a time
 LEAST_CHANGE = 1.3  # below which rho is left alone
-NO_BUDGET = 1e-9  # of the primal scale of U: smaller budgets do not divide dual variables
+NO_BUDGET = 1e-9  # of that spread: smaller budgets do not divide dual variables
 
 
 class GraphSplitting:
@@ -115,7 +113,7 @@ class GraphSplitting:
         self._weight_point = W * self._units
         self._mean = bias + W @ self._center  # mean D of the last step, (n_out,)
         self._squares = np.zeros((problem.n_out, len(self._batches)))
-        self._scales = np.zeros(problem.n_out)
+        self._spreads = np.zeros(problem.n_out)
         self._parts: list[Part] = []
 
         def part(rows: slice) -> Part:
@@ -131,22 +129,17 @@ class GraphSplitting:
         reach = float(np.diagonal(gram).max(initial=0.0)) or 1.0
         self._rho_weight = 1.0 / (FIRST_STEP * unit)
         self._rho = np.full(problem.n_out, 1.0 / (FIRST_SPREAD * unit * reach))  # rho_U of every row
-        self._resolvent = _EigenResolvent(gram) if self._separate else _CholeskyResolvent(gram)
+        self._resolvent: Resolvent = EigenResolvent(gram) if self._separate else CholeskyResolvent(gram)
         self._resolvent.set_ratio(self._rho / self._rho_weight)
         self.graph_weight = W
         self._refresh()
 
     def _open(self, rows: slice, weight: Array, bias: Array) -> Part:
-        """Produce a chunk's target, its pre-activations at the start and the primal scale of its rows."""
+        """Produce a chunk's target, its pre-activations at the start and the spread of its dense ones."""
         problem = self.problem
         assert problem.inputs is not None
         t = np.zeros((bias.size, problem.n_samples))
-        empty, best = np.zeros_like(t), np.zeros(bias.size)
-        loss = row_loss(problem, rows)
-        if problem.has_bias:
-            loss.refit_bias(empty, best, best.copy())
-        radii = np.sqrt(2.0 * loss.parts(empty, (slice(0, problem.n_samples),))[:, 0])
-        self._scales[rows] = np.sqrt(radii * self._dense_sizes(rows))
+        self._spreads[rows] = self._spread(rows)
         if weight.any():
             products.forward(problem.inputs, weight, t)
         t += bias[:, None]
@@ -159,13 +152,15 @@ class GraphSplitting:
         piece.measure(self._squares[rows])
         return piece
 
-    def _dense_sizes(self, rows: slice) -> Array:
-        """Return the norms of the dense pre-activations, about their means where there is a bias, (r,)."""
+    def _spread(self, rows: slice) -> Array:
+        """Return the norms of the dense pre-activations, less what biases and common shifts can do, (r,)."""
         problem = self.problem
         assert problem.preactivations is not None
         z = problem.preactivations[:, rows].T.astype(np.float64)
         if problem.has_bias:
             z -= (z @ self._v / problem.total_weight)[:, None]
+        if problem.activation.couples_outputs:
+            z -= z.mean(axis=0)
         return np.asarray(np.sqrt((z * z) @ self._v))
 
     def step(self) -> None:
@@ -212,11 +207,11 @@ class GraphSplitting:
             return np.array([1.0 / target])
         norms, shrinkage = self._norms(), self._shrinkage
         if target.per == "neuron":
-            rho, c, scale = self._rho, shrinkage[:, 0], self._scales
+            rho, c, spread = self._rho, shrinkage[:, 0], self._spreads
         else:
-            rho, c, scale = self._rho[:1], shrinkage[0], np.array([np.linalg.norm(self._scales)])
+            rho, c, spread = self._rho[:1], shrinkage[0], np.array([np.linalg.norm(self._spreads)])
         dual = rho * c * norms
-        divisor = np.maximum(target.radii, NO_BUDGET * scale)
+        divisor = np.maximum(target.radii, NO_BUDGET * spread)
         return np.divide(dual, divisor, out=np.zeros_like(dual), where=divisor > 0)
 
     def _norms(self) -> Array:
@@ -243,7 +238,7 @@ class GraphSplitting:
         """Set rho_W and rho_U anew where the dual variables ask for it; p and the dual variables stay."""
         off = self._weight_point - self._near
         weight_change = float(_changes(np.array([np.linalg.norm(off)]), np.linalg.norm(self._near))[0])
-        offs, scales = np.sqrt((self._shrinkage**2 * self._squares).sum(axis=1)), SCALE * self._scales
+        offs, scales = np.sqrt((self._shrinkage**2 * self._squares).sum(axis=1)), SPREAD * self._spreads
         if not self._separate:
             offs, scales = (np.full(offs.size, np.linalg.norm(array)) for array in (offs, scales))
         changes = _changes(offs, scales)
@@ -302,47 +297,3 @@ def _changes(offsets: Array, scales: npt.ArrayLike) -> Array:
     wanted = np.divide(offsets, scales, out=np.ones_like(offsets), where=known)
     wanted = np.clip(wanted, 1.0 / MOST_CHANGE, MOST_CHANGE)
     return np.where(np.maximum(wanted, 1.0 / wanted) < LEAST_CHANGE, 1.0, wanted)
-
-
-class _Resolvent(Protocol):
-    """Solves with I + omega_i G for every row i."""
-
-    def set_ratio(self, ratio: Array) -> None:
-        """Set omega, (n_out,)."""
-        ...
-
-    def solve(self, rows: slice, right: Array) -> Array:
-        """Return the solution for every row of ``right`` (r, n_in)."""
-        ...
-
-
-class _CholeskyResolvent:
-    """One omega for all rows: its inverse, so that a step costs a plain product."""
-
-    def __init__(self, gram: Array) -> None:
-        self._gram = gram
-
-    def set_ratio(self, ratio: Array) -> None:
-        matrix = ratio[0] * self._gram
-        matrix[np.diag_indices_from(matrix)] += 1.0
-        factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
-        self._inverse = cho_solve(factor, np.eye(matrix.shape[0]), overwrite_b=True, check_finite=False)
-
-    def solve(self, rows: slice, right: Array) -> Array:
-        return np.asarray(right @ self._inverse)
-
-
-class _EigenResolvent:
-    """Any omega for any row, from G = Q diag(values) Q'."""
-
-    def __init__(self, gram: Array) -> None:
-        values, self._vectors = np.linalg.eigh(gram)
-        self._values = np.maximum(values, 0.0)
-
-    def set_ratio(self, ratio: Array) -> None:
-        self._ratio = ratio
-
-    def solve(self, rows: slice, right: Array) -> Array:
-        rotated = right @ self._vectors
-        rotated /= 1.0 + self._ratio[rows, None] * self._values
-        return np.asarray(rotated @ self._vectors.T)

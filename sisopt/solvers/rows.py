@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..certificate import RowSums
-from ..kernels.coordinate_descent import lasso, submatrix
+from ..kernels.coordinate_descent import lasso, rescale, submatrix
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -40,7 +40,8 @@ class State:
     @classmethod
     def start(cls, weight: Array, bias: Array, sums: RowSums) -> State:
         """Return the state at given weights (n_out, n_in)."""
-        return cls(weight, bias, sums.value, sums.loss.copy(), sums.slope, sums.dual_norm.copy(), sums.uniform)
+        value, loss, slope, dual_norm = (a.copy() for a in (sums.value, sums.loss, sums.slope, sums.dual_norm))
+        return cls(weight, bias, value, loss, slope, dual_norm, sums.uniform)
 
     def sums(self) -> RowSums:
         """Return a copy of the sums of all rows."""
@@ -75,8 +76,7 @@ def model_step(curvature: Array, gradient: Array, start: Array, thresholds: Arra
     unit = np.where(diagonal > 0, 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), 1.0)
     g, t, x = gradient * unit, thresholds * unit, start / unit  # coordinates in which violations compare
     violation = np.where(start != 0, np.abs(g + np.sign(start) * t), np.maximum(np.abs(g) - t, 0.0)).max(initial=0.0)
-    curvature *= unit[:, None]
-    curvature *= unit
+    rescale(curvature, unit)
     work = lasso(curvature, g, x, t, MODEL_ACCURACY * violation, MAX_MODEL_ROUNDS)
     return np.where(x == 0.0, -start, x * unit - start), work
 
