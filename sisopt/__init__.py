@@ -1,12 +1,23 @@
 """Sparse neural networks by convex optimization, layer by layer, after training, with certificates."""
 
 from . import reference
-from .activations import Activation, activation_names, get_activation, register_activation
+from .activations import (
+    Activation,
+    LogSoftmax,
+    MaxPool,
+    Softmax,
+    Sparsemax,
+    activation_names,
+    get_activation,
+    pooling_windows,
+    register_activation,
+)
+from .batches import BatchStream
 from .dispatch import solve
 from .errors import ConvergenceWarning, InfeasibleBudgetError, InvalidInputError, SisoptError, UnsupportedError
 from .goals import ErrorBudget, Penalized, Sparsity
 from .layer import SparseLayer, Stage, sparsify
-from .penalties import L1, WeightedL1
+from .penalties import L1, GroupL2, SparseGroup, WeightedL1
 from .precompile import warmup
 from .problem import LayerProblem
 from .solution import Progress, Solution, Status
@@ -14,18 +25,25 @@ from .solution import Progress, Solution, Status
 __version__ = "0.1.0"
 
 __all__ = [
-    "L1",
     "Activation",
+    "BatchStream",
     "ConvergenceWarning",
     "ErrorBudget",
+    "GroupL2",
     "InfeasibleBudgetError",
     "InvalidInputError",
+    "L1",
     "LayerProblem",
+    "LogSoftmax",
+    "MaxPool",
     "Penalized",
     "Progress",
     "SisoptError",
+    "Softmax",
     "Solution",
+    "SparseGroup",
     "SparseLayer",
+    "Sparsemax",
     "Sparsity",
     "Stage",
     "Status",
@@ -33,6 +51,7 @@ __all__ = [
     "WeightedL1",
     "activation_names",
     "get_activation",
+    "pooling_windows",
     "reference",
     "register_activation",
     "solve",

@@ -29,7 +29,6 @@ from .solvers.sis import SubdifferentialInclusion
 Array = npt.NDArray[np.float64]
 
 ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
-SHRINK = 0.3  # of the tolerance is how much narrower the budgets are that the splitting aims at
 NEARLY = 1.5  # times the budgets: a constant layer that misses them by more is not tried with other biases
 BIAS_ROUNDS, FEASIBLE_ROUNDS = 60, 30
 FIRST_GAP = 0.1  # of the search with one budget that the one with several starts from
@@ -101,8 +100,9 @@ class BudgetPursuit:
         stopped, engine = None, None
         if not self._constant_layer_will_do():
             self._look_for_feasible_weights()
-            engine = self._engine(method, tol)
+            engine = self._engine(method)
             history, stopped = run(engine, self.judge, self.controls, tol, self._unit)
+        self.judge.settle()
         work = self._work + self.judge.work + (engine.work if engine is not None else 0.0)
         iterations = self._iterations + (engine.iterations if engine is not None else 0)
         return Outcome(self.judge, tuple(history), stopped, iterations, work, self.empty_radius)
@@ -174,17 +174,13 @@ class BudgetPursuit:
         self._work += at.work
         return at
 
-    def _engine(self, method: str, tol: float) -> Engine:
+    def _engine(self, method: str) -> Engine:
         problem, structure, threads = self.problem, self.problem.structure, self.controls.n_threads
         weight, bias, duals = self.start
         if method == "sis":
             return InclusionEngine(SubdifferentialInclusion(problem, structure, self.budgets, (weight, bias)))
         if method == "douglas-rachford":
-            target: Budgets | float = Budgets(
-                self.budgets.per, (1.0 - SHRINK * tol) * self.budgets.radii, self.budgets.batches
-            )
-            if isinstance(self.goal, Penalized):
-                target = self.goal.multiplier
+            target = self.goal.multiplier if isinstance(self.goal, Penalized) else self.budgets
             return SplittingEngine(GraphSplitting(problem, structure, target, threads, (weight, bias)))
         if self.budgets.per == "neuron":
             sums = self._empty.sums
@@ -205,7 +201,7 @@ class BudgetPursuit:
             self._iterations += pursuit.n_iterations
             weight, duals = iterate.weight, np.full(budgets.size, 1.0 / iterate.multiplier)
         state = State.start(weight.copy(), bias.copy(), _no_sums(problem.n_out))
-        return BatchSearch(problem, budgets, state, np.maximum(duals, 1e-9 * duals.max()), self.controls.n_threads)
+        return BatchSearch(problem, budgets, state, duals, self.controls.n_threads)
 
 
 def _no_sums(n_out: int) -> RowSums:

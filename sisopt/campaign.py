@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .budgets import Budgets
 from .judge import Candidate, Judge, gap
 from .solution import Progress, Status
 from .solvers.batch_budgets import BatchSearch
@@ -22,6 +23,9 @@ from .solvers.sis import SubdifferentialInclusion
 Array = npt.NDArray[np.float64]
 
 SAFETY = 0.9  # of the tolerance is aimed at
+SHRINK = 0.3  # of the tolerance is what aiming inside the budgets may cost
+LOOKING_AHEAD = 0.1  # of the gap is how exact the next round of a search is
+LEAST_ACCURACY = 0.02  # of the tolerance
 FIRST_LOOK, MOST_STEPS = 8, 25  # steps of the splitting between two looks
 GAIN, PATIENCE = 0.95, 300  # so many looks without bringing the gap down by a twentieth: rounding has the last word
 
@@ -49,6 +53,7 @@ class SplittingEngine:
 
     def __init__(self, splitting: GraphSplitting) -> None:
         self._splitting = splitting
+        self._budgets = splitting.target if isinstance(splitting.target, Budgets) else None
         self._steps = FIRST_LOOK
 
     @property
@@ -70,9 +75,18 @@ class SplittingEngine:
             splitting.step()
         self._steps = min(self._steps + 2, MOST_STEPS)
         seen = judge.look(splitting.weight, splitting.bias, splitting.duals)
+        self._tighten(seen, tol)
         if gap(judge) > SAFETY * tol:
             judge.prove(splitting.graph_weight, splitting.bias, splitting.duals)
         return seen, True
+
+
+    def _tighten(self, seen: Candidate, tol: float) -> None:
+        """Aim a little inside the budgets, which iterates reach from without; d g*/d log eps_j = -mu_j eps_j**2."""
+        if self._budgets is not None and seen.objective > 0.0:
+            price = float(seen.duals @ self._budgets.radii**2) / seen.objective
+            shrunk = (1.0 - SHRINK * tol / max(price, 1.0)) * self._budgets.radii
+            self._splitting.target = Budgets(self._budgets.per, shrunk, self._budgets.batches)
 
 
 class InclusionEngine:
@@ -106,7 +120,7 @@ class BatchEngine:
 
     def __init__(self, search: BatchSearch) -> None:
         self._search = search
-        self._accuracy = 0.1
+        self._accuracy = LOOKING_AHEAD
 
     @property
     def iterations(self) -> int:
@@ -121,10 +135,11 @@ class BatchEngine:
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """See `Engine`."""
         search = self._search
-        search.advance(limits, max(self._accuracy, tol))
+        accuracy = max(self._accuracy, LEAST_ACCURACY * tol)
+        search.advance(limits, accuracy)
         seen = judge.look(search.weight, search.bias, search.duals)
-        search.propose(seen.losses)
-        self._accuracy = 0.1 * min(gap(judge), self._accuracy * 3.0)
+        search.propose(seen.losses, seen.objective, accuracy * seen.objective)
+        self._accuracy = LOOKING_AHEAD * min(gap(judge), accuracy)
         return seen, True
 
 

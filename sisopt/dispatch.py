@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -240,7 +241,7 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
         dual_weight=dual_weight,
         gap=gap,
         multiplier=iterate.multiplier,
-        duals=np.array([1.0 / iterate.multiplier if iterate.multiplier > 0 else 0.0]),
+        duals=np.array([_dual(goal, weight, iterate.multiplier)]),
         radius=radius,
         relative_error=radius / pursuit.empty_radius if pursuit.empty_radius > 0 else 0.0,
         empty_radius=pursuit.empty_radius,
@@ -253,6 +254,13 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
     )
 
 
+def _dual(goal: Goal, weight: npt.NDArray[Any], multiplier: float) -> float:
+    """Return mu = 1 / lambda, and 0 where a budget asks for nothing."""
+    if multiplier == 0.0 or (isinstance(goal, ErrorBudget) and not weight.any()):
+        return 0.0
+    return 1.0 / multiplier
+
+
 def _report(
     problem: LayerProblem, goal: ErrorBudget | Penalized, outcome: Outcome, tol: float, started: float
 ) -> Solution:
@@ -262,6 +270,8 @@ def _report(
     assert best is not None
     reached = gap(judge)
     proof_weight, proof_duals = (None, best.duals) if judge.proof is None else judge.proof
+    if isinstance(goal, ErrorBudget) and not best.weight.any():
+        proof_duals = np.zeros_like(proof_duals)  # no budget binds
     if proof_weight is not None and np.array_equal(proof_weight, best.weight):
         proof_weight = None
     radius = math.sqrt(2.0 * float(best.losses.sum()))
@@ -275,7 +285,7 @@ def _report(
         lower_bound=min(judge.bound, best.objective) if gap_found < math.inf else judge.bound,
         dual_weight=proof_weight,
         gap=gap_found,
-        multiplier=single_multiplier(proof_duals),
+        multiplier=goal.multiplier if isinstance(goal, Penalized) else single_multiplier(proof_duals),
         duals=proof_duals,
         radius=radius,
         relative_error=0.0 if dead else radius / outcome.empty_radius,

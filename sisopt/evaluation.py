@@ -128,9 +128,12 @@ def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLi
         z += b[rows, None]
         if problem.shift is not None:
             z += problem.shift.T[rows]
-        dense = problem.activation.forward(problem.preactivations.T[rows].astype(np.float64))
-        difference += float(np.sum((problem.activation.forward(z) - dense) ** 2))
-        reference += float(np.sum(dense**2))
+        dense = problem.preactivations.T[rows].astype(np.float64)
+        if problem.activation.couples_outputs:  # over the outputs of a sample, along the last axis
+            z, dense = z.T, dense.T
+        outputs = problem.activation.forward(dense)
+        difference += float(np.sum((problem.activation.forward(z) - outputs) ** 2))
+        reference += float(np.sum(outputs**2))
     if reference == 0.0:
         return 0.0 if difference == 0.0 else float("inf")
     return float(np.sqrt(difference / reference))

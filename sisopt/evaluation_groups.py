@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from .threads import ordered_map
 
 Array = npt.NDArray[np.float64]
 
-SCALING_STEPS = 12
+FIRST_SCALING, SCALINGS_TRIED, SCALING_STEPS = 1e-7, 15, 6
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class GroupEvaluation:
             return 0.0
         if self.budgets.per == "neuron":
             return neuron_bound(self.sums, self.parts[:, 0], self.duals, self.budgets.radii)
-        if self.budgets.size == 1:
+        if self.budgets.per == "layer" or self.budgets.size == 1:
             return budget_bound(self.sums, float(self.budgets.radii[0]))
         return batch_bound(self.sums, self.parts, self.duals, self.budgets.radii)
 
@@ -62,7 +61,8 @@ def evaluate_groups(
     problem: LayerProblem, weight: Array, bias: Array, budgets: Budgets, duals: Array, n_threads: int
 ) -> GroupEvaluation:
     """Evaluate W (n_out, n_in) with a given bias (n_out,), and with the best one for the duals (J,), over the data."""
-    used = np.ones(1) if budgets.size == 1 else duals  # with one budget its dual variable scales everything alike
+    # With one budget for all its dual variable scales everything alike, and is left out.
+    used = np.ones(1) if budgets.size == 1 and budgets.per != "neuron" else duals
     balanced = True
     if problem.batches is not None:
         given, best, parts, gradient, work, balanced = stream_parts(problem, weight, bias, budgets, used)
@@ -136,9 +136,10 @@ def _preactivations(problem: LayerProblem, weight: Array, bias: Array) -> Array:
 def least_scaling(
     problem: LayerProblem, weight: Array, bias: Array, budgets: Budgets, most: float, n_threads: int
 ) -> float | None:
-    """Return the least t in [1, most] found with W t, at the same bias, inside all budgets; None if there is none.
+    """Return the least t in [1, most] found with W t, at the same bias, inside all budgets; None if none is found.
 
-    Losses are convex in t, so the scalings inside the budgets are an interval; its lower end is bisected in logarithms.
+    Losses are convex in t, so the scalings inside the budgets are an interval, maybe a narrow one: steps of growing
+    length look for it, and its lower end is bisected.
     """
     chunks = problem.chunks()
 
@@ -155,10 +156,14 @@ def least_scaling(
         parts = np.concatenate(list(ordered_map(part, zip(chunks, ready, strict=True), n_threads)))
         return float(np.max(np.sqrt(2.0 * budgets.group_losses(parts)) / budgets.radii))
 
-    low, high = 0.0, math.log(most)
-    if excess(most) > 1.0:
+    low = 0.0
+    for high in np.geomspace(FIRST_SCALING, most - 1.0, SCALINGS_TRIED).tolist():
+        if excess(1.0 + high) <= 1.0:
+            break
+        low = high
+    else:
         return None
     for _ in range(SCALING_STEPS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if excess(math.exp(middle)) > 1.0 else (low, middle)
-    return math.exp(high)
+        low, high = (middle, high) if excess(1.0 + middle) > 1.0 else (low, middle)
+    return 1.0 + float(high)

@@ -48,6 +48,10 @@ class Judge(Protocol):
         """Take weights for the sake of their dual point alone."""
         ...
 
+    def settle(self) -> None:
+        """Bring the best candidate into the form that is returned."""
+        ...
+
     def gap_of(self, seen: Candidate) -> float:
         """Return the relative gap of what was seen; infinite if it does not meet the goal."""
         ...
@@ -92,10 +96,9 @@ class BudgetJudge:
     def _consider(self, weight: Array, bias: Array, duals: Array) -> Candidate:
         problem, dtype = self.problem, self.problem.weight.dtype
         W, b = weight.astype(dtype).astype(np.float64), bias.astype(dtype).astype(np.float64)
-        at = evaluate_groups(problem, W, b, self.budgets, duals, self.n_threads)
-        self.work += at.work
+        at = self._evaluate(W, b, duals)
         objective = float(problem.structure.values(W).sum())
-        price = 1.0 if duals.size > 1 else float(duals[0])
+        price = 1.0 if duals.size > 1 or self.budgets.per == "neuron" else float(duals[0])
         violation = problem.structure.kkt_violation(W, at.gradient, 1.0 / price if price > 0 else 0.0)
         self._raise(at, W)
         seen = Candidate(W, b, duals, objective, at.losses, violation)
@@ -107,13 +110,27 @@ class BudgetJudge:
 
     def prove(self, weight: Array, bias: Array, duals: Array) -> None:
         """See `Judge`."""
-        at = evaluate_groups(self.problem, weight, bias, self.budgets, duals, self.n_threads)
-        self.work += at.work
-        self._raise(at, weight.copy())
+        self._raise(self._evaluate(weight, bias, duals), weight.copy())
 
     def gap_of(self, seen: Candidate) -> float:
         """See `Judge`."""
         return relative_gap(seen.objective, self.bound) if self._keeps(seen.losses) else np.inf
+
+    def settle(self) -> None:
+        """Give the best candidate the best bias that is nearest the dense one, where it keeps the budgets with it."""
+        best = self.best
+        if best is None or not self.problem.has_bias:
+            return
+        bias = self._evaluate(best.weight, self.problem.dense_bias, best.duals).bias
+        bias = bias.astype(self.problem.weight.dtype).astype(np.float64)
+        at = self._evaluate(best.weight, bias, best.duals)
+        if self._keeps(at.losses):
+            self.best = replace(best, bias=bias, losses=at.losses)
+
+    def _evaluate(self, weight: Array, bias: Array, duals: Array) -> GroupEvaluation:
+        at = evaluate_groups(self.problem, weight, bias, self.budgets, duals, self.n_threads)
+        self.work += at.work
+        return at
 
     def _raise(self, at: GroupEvaluation, weight: Array) -> None:
         bound = at.bound()
@@ -157,6 +174,9 @@ class PenalizedJudge:
         at = evaluate(self.problem, weight, self.n_threads)
         self.work += at.work
         self._raise(at, weight.copy())
+
+    def settle(self) -> None:
+        """See `Judge`: candidates are at their best bias already."""
 
     def gap_of(self, seen: Candidate) -> float:
         """See `Judge`."""

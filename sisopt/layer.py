@@ -117,7 +117,8 @@ def sparsify(
 penalty, mask
         The layer and its calibration data, see `LayerProblem`.
     sparsity : float, optional
-        Fraction of zero weights, in [0, 1]: round((1 - sparsity) * size) weights stay, exactly.
+        Fraction of zero weights, in [0, 1]: round((1 - sparsity) * size) weights stay, exactly. With a penalty on
+        groups whole groups are zero, and the count is that of the path of solutions on its sparser side.
     relative_error : float, optional
         Largest radius / epsilon_max, see `ErrorBudget`.
     eta : float, optional
@@ -175,7 +176,7 @@ def _pipeline(
     convex = solve_silently(problem, goal, METHODS[0], tol, MAX_ITERATIONS, max_seconds, None, callback, threads)
     stages = [_stage("convex", problem, convex.weight, convex.bias, convex.relative_error, started)]
     W = convex.weight.astype(np.float64)
-    if isinstance(goal, Sparsity):
+    if isinstance(goal, Sparsity) and problem.structure.labels is None:  # else it would break groups up
         begun = time.monotonic()
         allowed = problem.allowed()
         norms = column_norms(problem, threads)

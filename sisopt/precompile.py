@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
+from .activations import MaxPool
 from .dispatch import solve
 from .goals import ErrorBudget, Penalized
 from .layer import sparsify
+from .penalties import SparseGroup
 from .problem import LayerProblem
 
 
 def warmup() -> None:
     """Compile the kernels for float32 and float64 inputs, or load them from numba's cache.
 
-    The first solve of a process pays for this otherwise: some seconds where nothing is cached yet.
+    The first solve of a process pays for what it needs of this otherwise: some seconds where nothing is cached yet.
     """
     rng = np.random.default_rng(0)
     X, W = rng.standard_normal((64, 6)), rng.standard_normal((3, 6))
+    budget = ErrorBudget(relative_error=0.3)
     for dtype in (np.float64, np.float32):
         inputs = X.astype(dtype)
         problem = LayerProblem(inputs, W, np.zeros(3), activation="relu", fidelity=0.1)
-        solve(problem, ErrorBudget(relative_error=0.3), tol=1e-6, n_threads=1)
+        solve(problem, budget, tol=1e-6, n_threads=1)
         solve(problem, Penalized(1.0), n_threads=1)
         sparsify(inputs, W, np.zeros(3), activation="relu", sparsity=0.5, n_threads=1)
         sparsify(inputs, W, activation="relu", sparsity=0.5, n_threads=1)
+    solve(LayerProblem(X, W, np.zeros(3), activation="relu"), budget, method="douglas-rachford", n_threads=1)
+    solve(LayerProblem(X, W, activation="relu", penalty=SparseGroup("columns")), budget, n_threads=1)
+    pooled = MaxPool(np.arange(64).reshape(16, 4))
+    for activation in ("softmax", "sparsemax", pooled):
+        solve(LayerProblem(X, W, np.zeros(3), activation=activation), budget, n_threads=1)

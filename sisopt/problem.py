@@ -378,7 +378,7 @@ class LayerProblem:
         kept = {name: self._cache[name] for name in ("quadratic",) if name in self._cache}
         return self._with(sample_weights=sample_weights, _cache=kept)
 
-    def with_mask(self, mask: npt.NDArray[np.bool_], penalty: Penalty | None = None) -> LayerProblem:
+    def with_mask(self, mask: npt.NDArray[np.bool_] | None, penalty: Penalty | None = None) -> LayerProblem:
         """Return a copy with another mask (n_out, n_in) or penalty that shares the data and what came of them."""
         g = self.penalty if penalty is None else penalty
         return self._with(mask=mask, penalty=g)

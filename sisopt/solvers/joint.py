@@ -69,14 +69,15 @@ class JointRows:
         self._scale = np.ones(problem.n_out)
 
     def solve(self, multiplier: float | Array, tolerances: Array, limits: Limits) -> None:
-        """Bring the penalised gap of every piece to the sum of its rows' tolerances, (n_out,), or stop at a limit.
+        """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
 
-        With ``multiplier`` 0 (no penalty: a refit) a piece stops when its model promises a decrease below that.
+        Rows that are tied share theirs. With ``multiplier`` 0 (no penalty: a refit) a piece stops when its model
+        promises a decrease below the sum of them.
         """
         multipliers = np.broadcast_to(np.asarray(multiplier, dtype=np.float64), tolerances.shape)
 
         def part(piece: slice) -> tuple[int, float]:
-            return self._solve_piece(piece, multipliers[piece], float(tolerances[piece].sum()), limits)
+            return self._solve_piece(piece, multipliers[piece], tolerances[piece], limits)
 
         iterations = 0
         for count, work in ordered_map(part, self._pieces, self.n_threads, limits.cancelled.set):
@@ -84,7 +85,7 @@ class JointRows:
             self.state.work += work
         self.state.iterations += iterations
 
-    def _solve_piece(self, piece: slice, multipliers: Array, tolerance: float, limits: Limits) -> tuple[int, float]:
+    def _solve_piece(self, piece: slice, multipliers: Array, tolerances: Array, limits: Limits) -> tuple[int, float]:
         problem, state = self.problem, self.state
         structure, loss = problem.structure.rows(piece), row_loss(problem, piece)
         W, b, scale = state.weight[piece], state.bias[piece], self._scale[piece]
@@ -101,15 +102,19 @@ class JointRows:
             sums = row_sums(W, C, phi, structure, self._uniform)
             state.put(np.arange(piece.start, piece.stop), sums)
             if penalized:
-                gap = float(penalized_row_gaps(sums, multipliers).sum())
-                if gap <= tolerance or not memory.see(gap):
+                gaps = penalized_row_gaps(sums, multipliers)
+                if self._joint:
+                    gaps, wanted = gaps.sum(keepdims=True), tolerances.sum(keepdims=True)
+                else:
+                    wanted = tolerances
+                if (gaps <= wanted).all() or not memory.see(float(gaps[gaps > wanted].sum())):
                     break
-                near = gap <= NEARLY * tolerance
+                near = bool((gaps <= NEARLY * wanted).all())
             if iteration == limits.iterations or limits.out_of_time():
                 break
             moved, model_work = self._model(piece, structure, C, W, scale, multipliers)
             D = moved - W
-            if not D.any() or (not penalized and -float(np.vdot(C, D)) <= tolerance):
+            if not D.any() or (not penalized and -float(np.vdot(C, D)) <= tolerances.sum()):
                 break
             step = self._forward(D)
             shift = -(D @ self._center) if problem.has_bias else np.zeros(b.size)

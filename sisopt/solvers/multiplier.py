@@ -24,6 +24,7 @@ LEAST_LOG_RATIO = math.log(1e-16)  # multipliers below this fraction of the larg
 LEAST_ACCURACY = 1e-12
 LEAST_TIGHTENING = 1e-8
 NEGLIGIBLE = 1e-4
+EXACT = 1e-2  # of the tolerance: rounds on whose count a bracket may rest
 SCALINGS = 4
 MAX_STRIDE = math.log(30.0)
 MAX_ROUNDS = 60
@@ -181,13 +182,16 @@ def solve_sparsity(
     state = rounds.solver.state
     top = math.log(largest)
     search = LogSecant(slope=-0.9, high=top)
-    x, accuracy, last = math.log(start), LOOSE, False
+    x, accuracy, last, beyond = math.log(start), LOOSE, False, 1e-6
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
         objective = multiplier * float(state.value.sum())
         sums = rounds.run(multiplier, accuracy * (objective if objective > 0 else float(state.loss.sum())))
         count = int(np.count_nonzero(state.weight))
         tight = accuracy <= TIGHT * tol
+        if last and count - kept > count_slack(size) and x < top:  # the denser side still passes as solved
+            x, beyond = min(x + beyond, top), 3.0 * beyond
+            continue
         if last or abs(count - kept) <= count_slack(size):
             if rounds.history[-1].gap <= SAFETY * tol or accuracy < LEAST_ACCURACY:
                 return
@@ -198,10 +202,11 @@ def solve_sparsity(
             continue
         excess = math.log(max(count, 0.5) / kept)
         proposal = search.propose(x, excess)
-        if proposal < top + LEAST_LOG_RATIO or (search.width < 1e-6 and accuracy < 1e-2 * tol):
+        exact = accuracy < EXACT * tol or rounds.history[-1].gap < EXACT * tol
+        if proposal < top + LEAST_LOG_RATIO or (search.width < 1e-6 and exact):
             last = True  # no multiplier has more weights, or the path jumps over the count: take the sparser side
             proposal = search.high if count > kept else x
-        elif search.width < 1e-3 or (not tight and EXPECTED * abs(excess) <= 0.01):
+        elif (search.width < 1e-3 and not exact) or (not tight and EXPECTED * abs(excess) <= 0.01):
             search.forget(top)  # it rests on looser rounds
             accuracy = min(TIGHT * accuracy, TIGHT * tol)
         elif not tight:

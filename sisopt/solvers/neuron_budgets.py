@@ -112,10 +112,10 @@ class NeuronSearch:
         """Scale rows onto their budgets where that is expected to cost less than is bearable."""
         state = self.solver.state
         for _ in range(SCALINGS):
-            t = np.divide(0.5 * self._aim(bearable) ** 2 - sums.loss, sums.slope, out=np.full(sums.loss.size, np.inf),
-                          where=sums.slope < 0)  # fmt: skip
+            wanted, movable = 0.5 * self._aim(bearable) ** 2 - sums.loss, live & (sums.slope < 0)
+            t = np.divide(wanted, sums.slope, out=np.zeros(wanted.size), where=movable)
             cheap: Flags = (t * t * self._empty**2 <= bearable) & (np.abs(t) > ROUNDING)
-            chosen = live & cheap
+            chosen = movable & cheap
             if not chosen.any() or limits.out_of_time():
                 return
             state.weight[chosen] *= 1.0 + t[chosen, None]

@@ -11,20 +11,33 @@ import numpy.typing as npt
 
 from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import gram_statistics
+from ..kernels.coordinate_descent import block_sweeps
 from ..problem import LayerProblem
 from ..threads import ordered_map
 from .newton import RowMemory
 from .rows import Limits, State, model_step, moved, scaled_thresholds, square
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 NEAR = 0.9  # columns whose correlation is within this fraction of the threshold join the model
+EXACTNESS = float(__import__("os").environ.get("EXA", "0.3"))  # of the tolerance is what rows are solved to: searches over multipliers go straighter
+CHUNKS, MIN_ROWS, MAX_ROWS = 8, 32, 64  # rows that are swept together
+SWEEPS = 4  # of all live rows between two looks at their gaps
 
-EXACTNESS = 1e-2  # in Gram space more digits than asked for cost little, and searches over multipliers go straighter
+# Operations of sweeps and of a model step, those of a product at full speed counting 1
+PRODUCT_OVERHEAD = 8  # a product with r rows costs as much as one with r + 8 at full speed
+SWEEP_OVERHEAD = 450  # a coordinate costs as much as a product with m + 450 coordinates
+MODEL_COST = 10.0
+MODEL_OVERHEAD = 20.0
 
 
 class QuadraticRows:
-    """Penalised solves of all rows in Gram space."""
+    """Penalised solves of all rows in Gram space.
+
+    Rows with many weights are first swept together (`block_sweeps`); each is finished by steps to the minimiser of its
+    own model (`lasso`), where sweeps have cost as much as these are predicted to.
+    """
 
     def __init__(self, problem: LayerProblem, state: State, n_threads: int) -> None:
         self.problem = problem
@@ -48,21 +61,26 @@ class QuadraticRows:
         def part(rows: slice) -> int:
             return self._solve_chunk(rows, multipliers[rows], EXACTNESS * tolerances[rows], limits)
 
-        self.state.iterations += max(ordered_map(part, self.problem.chunks(), self._n_threads, limits.cancelled.set))
+        self.state.iterations += max(ordered_map(part, self._chunks(), self._n_threads, limits.cancelled.set))
+
+    def _chunks(self) -> list[slice]:
+        n = self.problem.n_out
+        size = min(max(MIN_ROWS, -(-n // CHUNKS)), MAX_ROWS)
+        return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
     def _solve_chunk(self, rows: slice, multipliers: Array, tolerances: Array, limits: Limits) -> int:
         state, statistics = self.state, self._statistics
         W = state.weight[rows]
+        cross, energy = self._scale * statistics.cross[rows], self._scale * statistics.energy[rows]
         structure = self._structure.rows(rows)
         thresholds = scaled_thresholds(structure.factors, multipliers)
         penalized = bool(multipliers.all())
         live = np.arange(W.shape[0])
         memory = [RowMemory() for _ in live]
+        swept = 0.0 if penalized else np.inf
         for iteration in range(limits.iterations + 1):
-            cross = statistics.cross[rows][live]
-            C = self._scale * (W[live] @ statistics.gram - cross)
-            energy = self._scale * statistics.energy[rows][live]
-            loss = 0.5 * (np.einsum("ij,ij->i", W[live], C - self._scale * cross) + energy)
+            C = W[live] @ self._gram - cross[live]
+            loss = 0.5 * (np.einsum("ij,ij->i", W[live], C - cross[live]) + energy[live])
             sums = row_sums(W[live], C, np.maximum(loss, 0.0), structure.rows(live))
             state.put(rows.start + live, sums)
             if penalized:
@@ -72,9 +90,14 @@ class QuadraticRows:
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break
+            swept += _sweeps_work(live.size, W.shape[1])
+            if swept <= _models_work(W[live], C, thresholds[live]):
+                W[live] = self._sweep(W[live], cross[live], thresholds[live])
+                continue
+            swept = np.inf
             moving = np.ones(live.size, np.bool_)
             for a, i in enumerate(live):
-                columns = np.flatnonzero((W[i] != 0) | (np.abs(C[a]) > NEAR * thresholds[i]))
+                columns = _near(W[i], C[a], thresholds[i])
                 H = square(self._gram, columns)
                 d, _ = model_step(H, C[a, columns], W[i, columns], thresholds[i, columns])
                 W[i, columns] = moved(W[i, columns], d, 1.0)
@@ -82,3 +105,24 @@ class QuadraticRows:
             live = live[moving]
         state.bias[rows] = statistics.target_mean[rows] - W @ statistics.input_mean
         return iteration
+
+    def _sweep(self, W: Array, cross: Array, thresholds: Array) -> Array:
+        """Return the weights (r, n_in) after some sweeps."""
+        columns = np.array(W.T, order="C")
+        block_sweeps(self._gram, np.array(cross.T, order="C"), columns, np.array(thresholds.T, order="C"), SWEEPS)
+        return columns.T
+
+
+def _near(w: Array, c: Array, thresholds: Array) -> Indices:
+    """Return the columns of a row's model."""
+    return np.flatnonzero((w != 0) | (np.abs(c) > NEAR * thresholds))
+
+
+def _sweeps_work(n_rows: int, n_in: int) -> float:
+    return 2.0 * SWEEPS * (n_rows + PRODUCT_OVERHEAD) * n_in * (n_in + SWEEP_OVERHEAD)
+
+
+def _models_work(W: Array, C: Array, thresholds: Array) -> float:
+    """Return the predicted work of a model step of every row."""
+    size = np.count_nonzero((W != 0) | (np.abs(C) > thresholds), axis=1).astype(np.float64)
+    return MODEL_COST * float((size**2 * (size / 3.0 + MODEL_OVERHEAD)).sum())

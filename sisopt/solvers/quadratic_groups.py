@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import gram_statistics
+from ..penalties import L1
 from ..problem import LayerProblem
 from ..threads import ordered_map
 from .group_model import GroupModel
@@ -35,22 +36,22 @@ class QuadraticGroups:
         self._models: dict[int, GroupModel] = {}
 
     def solve(self, multiplier: float | Array, tolerances: Array, limits: Limits) -> None:
-        """Bring the penalised gap of every piece to the sum of its rows' tolerances, (n_out,), or stop at a limit.
+        """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
 
-        With ``multiplier`` 0 there is nothing about groups: the rows are solved on their own.
+        Rows that are tied share theirs. With ``multiplier`` 0 there is nothing about groups: rows are solved apart.
         """
         multipliers = np.broadcast_to(np.asarray(multiplier, dtype=np.float64), tolerances.shape)
         if not multipliers.all():
-            QuadraticRows(self.problem, self.state, self._n_threads).solve(multiplier, tolerances, limits)
+            plain = self.problem.with_mask(self.problem.mask, L1())
+            QuadraticRows(plain, self.state, self._n_threads).solve(multiplier, tolerances, limits)
             return
 
         def part(piece: slice) -> int:
-            allowed = EXACTNESS * float(tolerances[piece].sum())
-            return self._solve_piece(piece, multipliers[piece], allowed, limits)
+            return self._solve_piece(piece, multipliers[piece], EXACTNESS * tolerances[piece], limits)
 
         self.state.iterations += max(ordered_map(part, self._pieces, self._n_threads, limits.cancelled.set))
 
-    def _solve_piece(self, piece: slice, multipliers: Array, tolerance: float, limits: Limits) -> int:
+    def _solve_piece(self, piece: slice, multipliers: Array, tolerances: Array, limits: Limits) -> int:
         state, s = self.state, self._statistics
         structure = self.problem.structure.rows(piece)
         if piece.start not in self._models:
@@ -64,8 +65,12 @@ class QuadraticGroups:
             loss = 0.5 * (np.einsum("ij,ij->i", W, C - self._scale * cross) + energy)
             sums = row_sums(W, C, np.maximum(loss, 0.0), structure)
             state.put(np.arange(piece.start, piece.stop), sums)
-            gap = float(penalized_row_gaps(sums, multipliers).sum())
-            if gap <= tolerance or not memory.see(gap) or iteration == limits.iterations or limits.out_of_time():
+            gaps, wanted = penalized_row_gaps(sums, multipliers), tolerances
+            if structure.couples_rows:
+                gaps, wanted = gaps.sum(keepdims=True), tolerances.sum(keepdims=True)
+            if (gaps <= wanted).all() or not memory.see(float(gaps[gaps > wanted].sum())):
+                break
+            if iteration == limits.iterations or limits.out_of_time():
                 break
             m = multipliers  # lambda_i g + phi_i has the minimiser of g + phi_i / lambda_i
             W[:], _ = self._models[piece.start].step(C / m[:, None], W, scale / m, 1.0, MODEL_ACCURACY)
