@@ -26,7 +26,7 @@ TABLE = {
     ("activation that couples outputs",): ("yes", "yes", "yes"),
     ("activation that couples outputs", "budgets per neuron"): ("no", "no", "no"),
     ("activation that couples outputs", "entry_weights"): ("no", "no", "no"),
-    ("activation that couples outputs", "tolerance"): ("no", "no", "no"),
+    ("activation that couples outputs", "tolerance"): ("no", "no", "no"),  # refused when the problem is posed
     ("l1",): ("yes", "yes", "yes"),
     ("groups inside neurons",): ("yes", "yes", "yes"),
     ("groups across neurons",): ("yes", "yes", "yes"),
@@ -106,6 +106,12 @@ EXTRAS = ("mask", "shift", "tolerance", "preactivations", "sample_weights", "ent
 @pytest.mark.parametrize("extra", [None, *EXTRAS])
 @pytest.mark.parametrize("activation", ["identity", "relu", "softmax", "log_softmax", "sparsemax", "max_pool"])
 def test_methods_refuse_what_the_table_says_and_name_one_that_can(make_layer, activation, extra, method):
+    if extra == "tolerance" and not supported(method, asked_of(GOALS["layer"], activation, (extra,))):
+        with pytest.raises(
+            UnsupportedError, match=f"tolerance must be 0 for activation '{activation}'.*; allow a larger"
+        ):
+            make_layer(activation, extras=(extra,))
+        return
     for penalty, goal in product(["l1", *INSIDE, *ACROSS], GOALS.values()):
         extras = tuple(name for name in (penalty, extra) if name not in (None, "l1"))
         layer = make_layer(activation, extras=extras, n=20, n_in=6)

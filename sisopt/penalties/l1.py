@@ -47,12 +47,12 @@ class WeightedL1:
         return float(np.sum(self.weights * np.abs(np.asarray(weight, dtype=np.float64))))
 
     def prox(self, weight: npt.ArrayLike, step: float) -> Array:
-        """Return the soft-thresholded weights sign(W) max(|W| - step a, 0)."""
+        """Return the soft-thresholded weights, ``sign(W) max(|W| - step a, 0)``."""
         W = np.asarray(weight, dtype=np.float64)
         return np.asarray(np.sign(W) * np.maximum(np.abs(W) - step * self.weights, 0.0))
 
     def dual_norm(self, gradient: npt.ArrayLike) -> float:
-        """Return max_ij |C_ij| / a_ij."""
+        """Return ``max_ij |C_ij| / a_ij``."""
         return float(np.max(np.abs(np.asarray(gradient, dtype=np.float64)) / self.weights, initial=0.0))
 
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from ..certificate import RowSums, penalized_row_gaps
 from ..solution import Status
+from .quadratic import QuadraticRows
 from .rounds import Rounds, Stopped
 
 SAFETY = 0.8  # of the tolerance is what solvers aim at: rounding and the final certificate take their share
 LOOSE = 0.1  # gap of rounds far from the target
 TIGHT = 0.3  # of the tolerance is what a round near the target is solved to; later ones tighten by this factor
+LOOSENESS = 0.1  # of the square of the radius that a round's gap may move
 EXPECTED = 0.3  # distance from the target that a secant step is expected to leave
 LEAST_LOG_RATIO = math.log(1e-16)  # multipliers below this fraction of the largest count as zero
 LEAST_ACCURACY = 1e-12
@@ -28,6 +30,11 @@ EXACT = 1e-2  # of the tolerance: rounds on whose count a bracket may rest
 SCALINGS = 4
 MAX_STRIDE = math.log(30.0)
 MAX_ROUNDS = 60
+
+# Where rounds are in Gram space they cost less than one look at the data, and their radii settle long before their gaps
+GRAM_LOOSENESS = float(__import__("os").environ.get("LO","1"))
+GRAM_SLOPE = float(__import__("os").environ.get("SL","0.5"))
+GRAM_BEARABLE = float(__import__("os").environ.get("SC","0.03"))  # share of what the gap can bear that scaling may spend: the iterate then proves itself
 
 
 @dataclass
@@ -105,7 +112,9 @@ def solve_budget(
     """
     state = rounds.solver.state
     top = math.log(largest)
-    search = LogSecant(slope=0.7, high=top)
+    in_gram_space = isinstance(rounds.solver, QuadraticRows)
+    looseness = GRAM_LOOSENESS if in_gram_space else LOOSENESS
+    search = LogSecant(slope=GRAM_SLOPE if in_gram_space else 0.7, high=top)
     x, distance, tighten, steps = math.log(start), 1.0, TIGHT, -1
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
@@ -113,14 +122,15 @@ def solve_budget(
         # and near the target below what scaling can mend.
         objective = multiplier * float(state.value.sum())
         needed = tighten * tol * objective * min(1.0, (objective / (epsilon * empty_radius)) ** 2)
-        sums = rounds.run(multiplier, max(needed, 0.1 * min(EXPECTED * distance, 1.0) ** 2 * epsilon**2))
+        sums = rounds.run(multiplier, max(needed, looseness * min(EXPECTED * distance, 1.0) ** 2 * epsilon**2))
         if rounds.gap <= SAFETY * tol:
             return
         # dg/d(epsilon**2 / 2) = -1 / multiplier: aim inside the budget by what the gap can bear
         bearable = tol * multiplier * sums.objective
         aim = epsilon * (1.0 - min(0.1 * bearable / epsilon**2, 0.02))
         excess = math.log(max(sums.radius, 1e-300) / aim)
-        if _scale_to(rounds, sums, multiplier, aim, empty_radius, bearable, SAFETY * tol):
+        spendable = GRAM_BEARABLE * bearable if in_gram_space else bearable
+        if _scale_to(rounds, sums, multiplier, aim, empty_radius, spendable, SAFETY * tol):
             return
         proposal = search.propose(x, excess)
         if proposal < top + LEAST_LOG_RATIO:

@@ -71,7 +71,7 @@ class CoupledTarget(ABC):
     ) -> Array:
         """Return the b (n_out,) that minimises the loss of z + b.
 
-            phi(b) = 1/2 sum_k v_k (dist(z_k + b, S_k)**2 + beta |z_k + b - c_k|**2)
+        That is ``phi(b) = 1/2 sum_k v_k (dist(z_k + b, S_k)**2 + beta |z_k + b - c_k|**2)``.
 
         Parameters
         ----------
