@@ -128,7 +128,7 @@ class BudgetPursuit:
                 if excess.max() <= 1.0:
                     self.judge.look(nothing, at.bias, duals)
                     break
-                duals = duals * excess**2
+                duals = duals * excess
         return self.judge.best is not None
 
     def _look_for_feasible_weights(self) -> None:
@@ -157,7 +157,7 @@ class BudgetPursuit:
                 need = float(excess.max())
             if need > 1.0 + FEASIBILITY[problem.weight.dtype]:
                 raise self._infeasible(float(np.sqrt(need)))
-            duals = duals * excess / (duals * excess).max()
+            duals = duals * np.sqrt(excess) / (duals * np.sqrt(excess)).max()
 
     def _infeasible(self, factor: float) -> InfeasibleBudgetError:
         asked = float(np.sqrt((self.budgets.radii**2).sum())) / self.empty_radius
@@ -181,7 +181,8 @@ class BudgetPursuit:
             return InclusionEngine(SubdifferentialInclusion(problem, structure, self.budgets, (weight, bias)))
         if method == "douglas-rachford":
             target = self.goal.multiplier if isinstance(self.goal, Penalized) else self.budgets
-            return SplittingEngine(GraphSplitting(problem, structure, target, threads, (weight, bias)))
+            known = duals if duals is not None and duals.size == self.budgets.size and duals.any() else None
+            return SplittingEngine(GraphSplitting(problem, structure, target, threads, (weight, bias), known))
         if self.budgets.per == "neuron":
             sums = self._empty.sums
             state = State.start(weight.copy(), bias.copy(), sums)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from sisopt.kernels.coordinate_descent import gather, lasso, submatrix
+from sisopt.kernels.coordinate_descent import BLOCK, block_sweeps, gather, lasso, rescale, submatrix
 from sisopt.kernels.intervals import gradient_rows, line_search, refit_bias_rows
 
 INF = np.inf
@@ -398,7 +398,52 @@ def test_lasso_of_nothing_is_nothing():
     assert lasso(np.zeros((0, 0)), np.zeros(0), np.zeros(0), np.zeros(0), 0.0, 10) == 0.0
 
 
-# --- gather and submatrix --------------------------------------------------------------------------------------------
+# --- block_sweeps ----------------------------------------------------------------------------------------------------
+
+
+def sweeps_case(kind, m):
+    """Return H shared by three problems, and Q, a start and thresholds as columns; the start is zero where H is."""
+    H, _, start, thresholds = lasso_case(kind, m, 0)
+    rng = np.random.default_rng(m)
+    Q = H @ rng.standard_normal((m, 3))
+    starts = np.ascontiguousarray(start[:, None] * [0.0, 1.0, -2.0])
+    return H, Q, starts, np.ascontiguousarray(thresholds[:, None] * [1.0, 0.5, 0.1])
+
+
+def column_objectives(H, Q, W, thresholds):
+    return np.sum(W * (0.5 * H @ W - Q), axis=0) + np.sum(thresholds * np.abs(W), axis=0)
+
+
+@pytest.mark.parametrize("m", [5, BLOCK, BLOCK + 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_sweeps_never_ascend(kind, m):
+    H, Q, W, thresholds = sweeps_case(kind, m)
+    last = column_objectives(H, Q, W, thresholds)
+    for _ in range(8):
+        size = np.abs(H) @ np.abs(W)
+        block_sweeps(H, Q, W, thresholds, 1)
+        now = column_objectives(H, Q, W, thresholds)
+        rounding = 1e-12 * np.sum(np.abs(W) * (size + np.abs(H) @ np.abs(W) + np.abs(Q)), axis=0)
+        assert (now <= last + rounding + 1e-12 * np.abs(last)).all()
+        last = now
+
+
+@pytest.mark.parametrize("m", [1, 7, BLOCK + 3])
+def test_block_sweeps_converge_to_where_optimality_conditions_hold(m):
+    H, Q, W, thresholds = sweeps_case("full", m)
+    block_sweeps(H, Q, W, thresholds, 3000)
+    for i in range(W.shape[1]):
+        assert violation(W[:, i], H @ W[:, i] - Q[:, i], thresholds[:, i]) <= 1e-9 * np.abs(Q).max()
+
+
+def test_block_sweeps_leave_forbidden_coordinates_and_drop_those_without_curvature():
+    H = np.diag([2.0, 0.0, 1.0])
+    Q, W = np.array([[4.0], [0.0], [9.0]]), np.array([[0.0], [5.0], [0.0]])
+    block_sweeps(H, Q, W, np.array([[1.0], [0.1], [INF]]), 1)
+    np.testing.assert_array_equal(W[:, 0], [1.5, 0.0, 0.0])
+
+
+# --- gather, rescale and submatrix -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -425,6 +470,13 @@ def test_gather_of_no_samples_writes_nothing():
     out = np.full((2, 1), np.nan)
     gather(np.ones((3, 2)), np.array([], np.intp), np.array([0]), np.zeros(2), out)
     assert np.isnan(out).all()
+
+
+def test_rescale_multiplies_rows_and_columns():
+    matrix, unit = np.arange(9.0).reshape(3, 3), np.array([1.0, 2.0, -3.0])
+    expected = unit[:, None] * matrix * unit
+    rescale(matrix, unit)
+    np.testing.assert_array_equal(matrix, expected)
 
 
 def test_submatrix_picks_rows_and_columns():

@@ -36,7 +36,7 @@ class BatchSearch:
         self.problem, self.budgets, self.state, self.n_threads = problem, budgets, state, n_threads
         self.duals = duals
         self._curvature: Array | None = None  # of -D, (J, J)
-        self._best: tuple[Array, Array, float] | None = None  # mu, the slopes of D, D
+        self._best: tuple[Array, Array, float, float] | None = None  # mu, the slopes of D, D, how much too high
         self._region = FIRST_REGION
         self.weight, self.bias = state.weight, state.bias
 
@@ -71,11 +71,11 @@ class BatchSearch:
         if self._curvature is None:
             self._curvature = self._first_curvature(losses)
         if self._best is None:
-            self._best = mu, slopes, dual
+            self._best = mu, slopes, dual, noise
         else:
             self._learn(mu - self._best[0], self._best[1] - slopes)
-            if dual >= self._best[2] - noise:
-                self._best = mu, slopes, dual
+            if dual >= self._best[2] - self._best[3] - noise:
+                self._best = mu, slopes, dual, noise
                 self._region = min(2.0 * self._region, MOST_REGION)
             else:
                 self._region *= 0.3

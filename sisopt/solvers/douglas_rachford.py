@@ -50,6 +50,8 @@ LEAST_REACH = 1e-2  # of an input, relative to the largest: smaller ones are tak
 MOST_CHANGE = 5.0  # of rho at a time
 LEAST_CHANGE = 1.3  # below which rho is left alone
 NO_BUDGET = 1e-9  # of that spread: smaller budgets do not divide dual variables
+FIRST_BALANCES = 4  # at a start with dual variables
+
 
 
 class GraphSplitting:
@@ -70,6 +72,8 @@ class GraphSplitting:
     n_threads : int
     start : tuple of ndarray, optional
         ``(weight, bias)`` to start from; default: the dense layer.
+    duals : ndarray, shape (J,), optional
+        mu_j to start from, with ``start``; default: 0.
 
     Attributes
     ----------
@@ -90,6 +94,7 @@ class GraphSplitting:
         target: Budgets | float,
         n_threads: int,
         start: tuple[Array, Array] | None = None,
+        duals: Array | None = None,
     ) -> None:
         self.problem, self.structure, self.target, self.n_threads = problem, structure, target, n_threads
         n = problem.n_samples
@@ -105,6 +110,8 @@ class GraphSplitting:
             self._units = _column_units(structure, np.diagonal(self._gram))
             self._scaled = _divided(structure, self._units)
             self._begin(*((problem.weight, problem.dense_bias) if start is None else start))
+            if duals is not None:
+                self._begin_at(duals)
 
     def _begin(self, weight: Array, bias: Array) -> None:
         """Put t on the graph at the starting point, and set the first rho."""
@@ -133,6 +140,29 @@ class GraphSplitting:
         self._resolvent.set_ratio(self._rho / self._rho_weight)
         self.graph_weight = W
         self._refresh()
+
+    def _begin_at(self, duals: Array) -> None:
+        """Put the dual variables where the multipliers mu_j (J,) and the residuals at the starting point say."""
+        target = self.target
+        by_neuron = isinstance(target, Budgets) and target.per == "neuron"
+        mu = np.broadcast_to(duals[:, None] if by_neuron else duals, self._squares.shape)
+        pull = np.empty_like(self._weight_point)
+
+        def part(piece: Part) -> None:
+            assert self.problem.inputs is not None
+            rows, moved = piece.rows, np.empty_like(piece.t)
+            piece.reflect(-0.5 * mu[rows] / self._rho[rows, None], moved)  # t + (mu / rho) e
+            dual = (moved - piece.t) * (self._rho[rows, None] * self._v)
+            pull[rows] = products.backward(dual, self.problem.inputs, self._center)
+            piece.t[:] = moved
+            piece.measure(self._squares[rows])
+
+        self._map(part)
+        self.work += 2.0 * self.problem.n_samples * pull.size
+        self._weight_point = self._weight_point - pull / self._units / self._rho_weight
+        self._refresh()
+        for _ in range(FIRST_BALANCES):
+            self._balance()
 
     def _open(self, rows: slice, weight: Array, bias: Array) -> Part:
         """Produce a chunk's target, its pre-activations at the start and the spread of its dense ones."""

@@ -20,6 +20,7 @@ from .rounds import Rounds, Stopped
 SAFETY = 0.8  # of the tolerance is what solvers aim at: rounding and the final certificate take their share
 LOOSE = 0.1  # gap of rounds far from the target
 TIGHT = 0.3  # of the tolerance is what a round near the target is solved to; later ones tighten by this factor
+SLOPE = 0.7  # of log(radius) over log(multiplier), until two rounds tell
 LOOSENESS = 0.1  # of the square of the radius that a round's gap may move
 EXPECTED = 0.3  # distance from the target that a secant step is expected to leave
 LEAST_LOG_RATIO = math.log(1e-16)  # multipliers below this fraction of the largest count as zero
@@ -31,10 +32,10 @@ SCALINGS = 4
 MAX_STRIDE = math.log(30.0)
 MAX_ROUNDS = 60
 
-# Where rounds are in Gram space they cost less than one look at the data, and their radii settle long before their gaps
-GRAM_LOOSENESS = float(__import__("os").environ.get("LO","1"))
-GRAM_SLOPE = float(__import__("os").environ.get("SL","0.5"))
-GRAM_BEARABLE = float(__import__("os").environ.get("SC","0.03"))  # share of what the gap can bear that scaling may spend: the iterate then proves itself
+# In Gram space rounds cost less than a look at the data, and radii settle long before gaps do
+GRAM_LOOSENESS = 20.0
+GRAM_SLOPE = 0.5
+GRAM_SCALING = 0.03  # share of what the gap can bear that a scaling may cost: the iterate then proves itself
 
 
 @dataclass
@@ -114,7 +115,7 @@ def solve_budget(
     top = math.log(largest)
     in_gram_space = isinstance(rounds.solver, QuadraticRows)
     looseness = GRAM_LOOSENESS if in_gram_space else LOOSENESS
-    search = LogSecant(slope=GRAM_SLOPE if in_gram_space else 0.7, high=top)
+    search = LogSecant(slope=GRAM_SLOPE if in_gram_space else SLOPE, high=top)
     x, distance, tighten, steps = math.log(start), 1.0, TIGHT, -1
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
@@ -129,7 +130,7 @@ def solve_budget(
         bearable = tol * multiplier * sums.objective
         aim = epsilon * (1.0 - min(0.1 * bearable / epsilon**2, 0.02))
         excess = math.log(max(sums.radius, 1e-300) / aim)
-        spendable = GRAM_BEARABLE * bearable if in_gram_space else bearable
+        spendable = GRAM_SCALING * bearable if in_gram_space else bearable
         if _scale_to(rounds, sums, multiplier, aim, empty_radius, spendable, SAFETY * tol):
             return
         proposal = search.propose(x, excess)

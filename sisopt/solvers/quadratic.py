@@ -21,14 +21,14 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 NEAR = 0.9  # columns whose correlation is within this fraction of the threshold join the model
-EXACTNESS = float(__import__("os").environ.get("EXA", "0.3"))  # of the tolerance is what rows are solved to: searches over multipliers go straighter
+EXACTNESS = 0.1  # of the tolerance is what rows are solved to: searches over multipliers go straighter
 CHUNKS, MIN_ROWS, MAX_ROWS = 8, 32, 64  # rows that are swept together
-SWEEPS = int(__import__('os').environ.get('SWP','4'))  # of all live rows between two looks at their gaps
+SWEEPS = 4  # of all live rows between two looks at their gaps
 
 # Operations of sweeps and of a model step, those of a product at full speed counting 1
 PRODUCT_OVERHEAD = 8  # a product with r rows costs as much as one with r + 8 at full speed
 SWEEP_OVERHEAD = 450  # a coordinate costs as much as a product with m + 450 coordinates
-MODEL_COST = float(__import__("os").environ.get("MC","10"))
+MODEL_COST = 10.0
 MODEL_OVERHEAD = 20.0
 
 
