@@ -64,7 +64,7 @@ class BudgetPursuit:
         everything = Budgets("layer", np.full(1, np.inf), (slice(0, problem.n_samples),))
         nothing = np.zeros((problem.n_out, problem.n_in))
         empty = evaluate_groups(problem, nothing, problem.dense_bias, everything, np.ones(1), controls.n_threads)
-        self._empty, self._work, self._iterations = empty, empty.work, 0
+        self._empty, self._work, self._iterations, self._asked = empty, empty.work, 0, 0.0
         size = target_size(problem) if problem.batches is None else 0.0
         self.empty_radius = empty.sums.radius if empty.sums.radius > ROUNDING * size else 0.0
         self.judge: Judge
@@ -72,7 +72,9 @@ class BudgetPursuit:
             self.budgets = everything
             self.judge = PenalizedJudge(problem, goal.multiplier, controls.n_threads)
         else:
-            self.budgets, exact = self._positive(budgets_of(goal, problem, empty.parts[:, 0]))
+            asked = budgets_of(goal, problem, empty.parts[:, 0])
+            self._asked = float(np.sqrt((asked.radii**2).sum()))
+            self.budgets, exact = self._positive(asked)
             allowed = allowed_radii(self.budgets, problem.weight.dtype, exact)
             self.judge = BudgetJudge(problem, self.budgets, allowed, controls.n_threads)
 
@@ -146,10 +148,13 @@ class BudgetPursuit:
         for _ in range(FEASIBLE_ROUNDS if self.budgets.per == "batch" else 1):
             solver = row_solver(weighted_problem(problem, self.budgets, duals), state, self.controls.n_threads)
             solver.solve(0.0, np.zeros(problem.n_out), Limits(0, deadline))  # measures what the tolerances refer to
-            solver.solve(0.0, LEAST_ERROR_ACCURACY * state.loss, Limits(LEAST_ERROR_STEPS, deadline))
+            limits, before = Limits(LEAST_ERROR_STEPS, deadline), state.iterations
+            solver.solve(0.0, LEAST_ERROR_ACCURACY * state.loss, limits)
             seen = self.judge.look(state.weight, state.bias, duals)
-            if self.judge.best is not None:
+            if self.judge.best is not None or limits.out_of_time():
                 return
+            if state.iterations - before >= LEAST_ERROR_STEPS:
+                continue  # what was found is not the least error
             excess = 2.0 * seen.losses / self.budgets.radii**2
             # No weights do better than these on the weighted sum: its budget is a bound for all.
             need = float(2.0 * (duals @ seen.losses) / (duals @ self.budgets.radii**2))
@@ -160,7 +165,7 @@ class BudgetPursuit:
             duals = duals * np.sqrt(excess) / (duals * np.sqrt(excess)).max()
 
     def _infeasible(self, factor: float) -> InfeasibleBudgetError:
-        asked = float(np.sqrt((self.budgets.radii**2).sum())) / self.empty_radius
+        asked = self._asked / self.empty_radius
         least = factor * asked
         what = {"layer": "the error budget", "batch": "a mini-batch's budget", "neuron": "a neuron's budget"}
         msg = (
@@ -195,7 +200,7 @@ class BudgetPursuit:
         problem, budgets = self.problem, self.budgets
         weight, bias, _ = self.start
         if duals is None or duals.size != budgets.size or not duals.any():
-            together = ErrorBudget(radius=float(np.sqrt((budgets.radii**2).sum())))
+            together = ErrorBudget(radius=self._asked or float(budgets.radii.min()))
             pursuit = Pursuit(problem, together, replace(self.controls, callback=None), None)
             iterate, _ = pursuit.run(FIRST_GAP)
             self._work += pursuit.work

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .budgets import Budgets
+from .errors import InfeasibleBudgetError
 from .judge import Candidate, Judge, gap
 from .solution import Progress, Status
 from .solvers.batch_budgets import BatchSearch
@@ -108,11 +109,14 @@ class InclusionEngine:
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """See `Engine`."""
         scheme = self._scheme
-        more = scheme.step(limits) is Outcome.REACHED
+        outcome = scheme.step(limits)
+        if outcome is Outcome.EMPTY and judge.best is None:
+            msg = "the error budget cannot be attained: no weights keep it on all mini-batches; raise the budget"
+            raise InfeasibleBudgetError(msg, math.nan)
         duals = scheme.duals()
         seen = judge.look(scheme.weight, scheme.bias, duals)
         judge.prove(scheme.projected_weight, scheme.projected_bias, duals)
-        return seen, more
+        return seen, outcome is Outcome.REACHED
 
 
 class BatchEngine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .activations import MaxPool
+from .activations import MaxPool, Sparsemax
 from .errors import UnsupportedError
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
 from .problem import LayerProblem
@@ -29,6 +29,8 @@ def _refusal(problem: LayerProblem, goal: Goal, method: str) -> str | None:
                 return f"{what} cannot go with activation {activation.name!r}, which couples the outputs of a sample"
     if problem.batches is not None and isinstance(activation, MaxPool):
         return f"activation {activation.name!r} couples samples, which a stream of mini-batches may separate"
+    if problem.batches is not None and isinstance(activation, Sparsemax):
+        return f"activation {activation.name!r} needs all samples at once, and this problem is a stream of mini-batches"
     if problem.statistics is not None and per == "batch":
         return "budgets per='batch' need the inputs, and this problem holds sums over all samples"
     return {"forward-backward": _fast, "douglas-rachford": _splitting, "sis": _sis}[method](problem, goal, per)

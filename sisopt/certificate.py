@@ -20,6 +20,8 @@ from .penalties import Structure
 Array = npt.NDArray[np.float64]
 
 MAX_BOUND_STEPS = 30
+INVALID = 1e-4  # a bound further above the objective of an iterate that keeps the budget cannot be rounding
+BALANCED = 1e-9  # of a row's sum of |grad|: a sum of grad beyond it is no dual point, where a bias is fitted
 FEASIBILITY = {np.dtype(np.float64): 1e-6, np.dtype(np.float32): 1e-5}
 
 
@@ -58,6 +60,15 @@ def row_sums(weight: Array, gradient: Array, loss: Array, structure: Structure, 
     """Return the sums for weights W (n_out, n_in), C = grad' X of the same shape and phi (n_out,)."""
     slope = np.einsum("ij,ij->i", gradient, weight)
     return RowSums(structure.values(weight), loss, slope, structure.dual_norms(gradient), uniform)
+
+
+def balanced(gradient: Array, coupled: bool) -> npt.NDArray[np.bool_]:
+    """Return which rows of d phi / d z (r, n_samples) add up to zero, (r,), as they do at the best bias.
+
+    Rows that are fitted up to rounding do not; where targets couple the outputs one such row spoils all.
+    """
+    good = np.abs(gradient.sum(axis=1)) <= BALANCED * np.abs(gradient).sum(axis=1)
+    return np.full(good.size, good.all()) if coupled else good
 
 
 def _caps(sums: RowSums) -> Array:
@@ -151,19 +162,16 @@ def batch_bound(sums: RowSums, parts: Array, duals: Array, radii: Array) -> floa
     """
     caps = _caps(sums)
     a, spread = sums.slope - 2.0 * sums.loss, 2.0 * duals**2 * parts
-    fixed = np.isinf(caps)
-    if fixed.any():  # what no weight can change comes off the budgets; it takes no part
-        spent = 2.0 * parts[fixed].sum(axis=0)
-        radii, caps = np.sqrt(np.maximum(radii**2 - spent, 0.0)), np.where(fixed, 0.0, caps)
-    best, s = 0.0, caps
-    for _ in range(1 if sums.uniform else MAX_BOUND_STEPS):
+    if sums.uniform:
+        s = caps if np.isfinite(caps).all() else np.zeros_like(caps)
+        return max(0.0, -float(s @ a) - float(radii @ np.sqrt(s**2 @ spread)))
+    best, s = 0.0, np.minimum(caps, 1.0)
+    for _ in range(MAX_BOUND_STEPS):
         lengths = np.sqrt(s**2 @ spread)
-        value = -float(s @ a) - float(radii @ lengths)
-        if value <= best * (1.0 + 1e-12):
-            break
-        best = value
+        best = max(best, -float(s @ a) - float(radii @ lengths))
         price = spread @ np.divide(radii, lengths, out=np.zeros_like(radii), where=lengths > 0)
-        s = np.where(a < 0, np.minimum(np.divide(-a, price, out=caps.copy(), where=price > 0), caps), 0.0)
+        steps = np.divide(-a, price, out=s.copy(), where=price > 0)
+        s = np.where(a < 0, np.minimum(steps, caps), 0.0)
     return best
 
 

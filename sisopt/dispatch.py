@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .budget_pursuit import BudgetPursuit, Outcome
 from .campaign import single_multiplier
 from .capabilities import METHODS, check_capability
-from .certificate import budget_bound, penalized_bound, relative_gap
+from .certificate import INVALID, budget_bound, penalized_bound, relative_gap
 from .errors import ConvergenceWarning, InvalidInputError
 from .evaluation import Evaluation, evaluate
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
@@ -30,7 +30,6 @@ Array = npt.NDArray[np.float64]
 
 MAX_ITERATIONS = 10_000
 LEAST_TOL = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-5}
-INVALID = 1e-4  # a bound further above the objective of an iterate that keeps the budget cannot be rounding
 ATTEMPTS = 3  # rounding to float32 may cost a little of the gap: then the solver is asked for more
 
 
@@ -127,7 +126,7 @@ def solve_silently(
     if not _is_single_search(problem, goal, method):
         assert not isinstance(goal, Sparsity)
         with serial_blas():
-            start = starting_point(problem, warm_start)
+            start = starting_point(problem, warm_start, goal)
             return _report(problem, goal, BudgetPursuit(problem, goal, controls, start).run(method, tol), tol, started)
     if isinstance(goal, ErrorBudget) and goal.per == "batch":  # a single one
         goal = ErrorBudget(goal.relative_error, goal.eta, goal.radius)
@@ -240,7 +239,7 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
         lower_bound=min(lower, objective) if gap < math.inf else lower,
         dual_weight=dual_weight,
         gap=gap,
-        multiplier=iterate.multiplier,
+        multiplier=math.inf if isinstance(goal, ErrorBudget) and not weight.any() else iterate.multiplier,
         duals=np.array([_dual(goal, weight, iterate.multiplier)]),
         radius=radius,
         relative_error=radius / pursuit.empty_radius if pursuit.empty_radius > 0 else 0.0,
@@ -266,7 +265,7 @@ def _report(
 ) -> Solution:
     """Say what a pursuit by engine and judge came to: the judge has rounded and evaluated everything afresh."""
     judge, dtype = outcome.judge, problem.weight.dtype
-    best = judge.best
+    best = judge.best or judge.nearest
     assert best is not None
     reached = gap(judge)
     proof_weight, proof_duals = (None, best.duals) if judge.proof is None else judge.proof

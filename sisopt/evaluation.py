@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
-from .certificate import RowSums, row_sums
+from .certificate import RowSums, balanced, row_sums
 from .gram_statistics import gram_statistics, input_center, is_quadratic
 from .losses import row_loss
 from .problem import LayerProblem
@@ -22,18 +22,24 @@ class Evaluation:
     """phi and its gradient at weights W and their best bias.
 
     ``loss`` (n_out,) and ``gradient`` (n_out, n_in) = (d phi / d Z)' X are taken at ``bias`` (n_out,), the best bias
-    nearest to the dense one; ``rounded_loss`` at that bias rounded to the layer's dtype. ``work`` counts operations.
+    nearest to the dense one; ``rounded_loss`` at that bias rounded to the layer's dtype. ``balanced`` (n_out,) says
+    where d phi / d Z adds up to zero over the samples, as a dual point has to. ``work`` counts operations.
     """
 
     loss: Array
     gradient: Array
     bias: Array
     rounded_loss: Array
+    balanced: npt.NDArray[np.bool_]
     work: float
 
     def sums(self, problem: LayerProblem, weight: Array) -> RowSums:
-        """Return what certificates need of these weights, the ones that were evaluated."""
-        return row_sums(weight, self.gradient, self.loss, problem.structure, problem.activation.couples_outputs)
+        """Return what certificates need of these weights, the ones that were evaluated.
+
+        Rows whose gradient is no dual point take no part.
+        """
+        gradient, loss = np.where(self.balanced[:, None], self.gradient, 0.0), np.where(self.balanced, self.loss, 0.0)
+        return row_sums(weight, gradient, loss, problem.structure, problem.activation.couples_outputs)
 
 
 def evaluate(problem: LayerProblem, weight: Array, n_threads: int | None = None) -> Evaluation:
@@ -49,7 +55,7 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
     shape = (problem.n_out, problem.n_in)
     loss, rounded, gradient = np.empty(shape[0]), np.empty(shape[0]), np.empty(shape)
     bias = problem.dense_bias
-    anchor = bias.copy()
+    anchor, good = bias.copy(), np.ones(shape[0], np.bool_)
 
     def part(rows: slice) -> float:
         phi = row_loss(problem, rows)
@@ -65,6 +71,8 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
             work += phi.refit_bias(z, b, anchor[rows])
         out = np.empty_like(z)
         phi.gradient(z, out, loss[rows])
+        if problem.has_bias:
+            good[rows] = balanced(out, problem.activation.couples_outputs)
         gradient[rows] = products.backward(out, X, input_center(problem) if problem.has_bias else None)
         off = b.astype(problem.weight.dtype).astype(np.float64) - b
         if off.any():
@@ -75,7 +83,7 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
         return float(work)
 
     work = sum(ordered_map(part, problem.chunks(), n_threads))
-    return Evaluation(loss, gradient, bias, rounded, work)
+    return Evaluation(loss, gradient, bias, rounded, good, work)
 
 
 def _evaluate_gram(problem: LayerProblem, weight: Array, n_threads: int) -> Evaluation:
@@ -89,7 +97,8 @@ def _evaluate_gram(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
     if problem.has_bias:
         off = bias.astype(problem.weight.dtype).astype(np.float64) - bias
         rounded = loss + 0.5 * scale * statistics.total_weight * off**2
-    return Evaluation(loss, scale * (product - statistics.cross), bias, rounded, work)
+    gradient = scale * (product - statistics.cross)
+    return Evaluation(loss, gradient, bias, rounded, np.ones(problem.n_out, np.bool_), work)
 
 
 def empty_evaluation(problem: LayerProblem, n_threads: int | None = None) -> Evaluation:

@@ -21,12 +21,12 @@ CURVED = 1e-6  # least curvature in the bias, per sample, that a Newton step div
 
 def stream_parts(
     problem: LayerProblem, weight: Array, bias: Array, budgets: Budgets, duals: Array
-) -> tuple[Array, Array, Array, Array, float, bool]:
+) -> tuple[Array, Array, Array, Array, float, npt.NDArray[np.bool_]]:
     """Return what `evaluate_groups` needs, at the cost of some passes over the batches.
 
     That is: phi_ij at the given bias; the best bias for the duals, found by safeguarded Newton steps on the sums of
-    d phi / d z, a pass each; there phi_ij, both (n_out, batches), and the gradient (n_out, n_in); the work; and whether
-    those sums came out as zero, without which the gradient proves nothing.
+    d phi / d z, a pass each; there phi_ij, both (n_out, batches), and the gradient (n_out, n_in); the work; and which
+    of those sums came out as zero, without which a row's gradient proves nothing.
     """
     b = bias.copy()
     low, high = np.full(b.size, -np.inf), np.full(b.size, np.inf)
@@ -49,18 +49,18 @@ def stream_parts(
             gradient += dual * (slope @ X)
             total += dual * slope.sum(axis=1)
             size += dual * np.abs(slope).sum(axis=1)
-            curvature += dual * np.count_nonzero(slope, axis=1)
+            curvature += dual * (np.count_nonzero(slope, axis=1) + problem.fidelity * slope.shape[1])
         work += 4.0 * problem.n_samples * weight.size
         given = given if passes else parts
         off = np.abs(total) > BALANCED * size
         if not problem.has_bias or not off.any():
-            return given, b, parts, gradient, work, True
+            return given, b, parts, gradient, work, ~off | (not problem.has_bias)
         low, high = np.where(total < 0, b, low), np.where(total > 0, b, high)
         proposal = b - total / np.maximum(curvature, CURVED * problem.n_samples)
         middle = 0.5 * (low + high)
         inside = (low < proposal) & (proposal < high)
         b = np.where(off, np.where(inside, proposal, np.where(np.isfinite(middle), middle, proposal)), b)
-    return given, b, parts, gradient, work, False
+    return given, b, parts, gradient, work, ~off
 
 
 def _pieces(problem: LayerProblem, budgets: Budgets, duals: Array) -> Iterator[tuple[LayerProblem, float]]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .budgets import Budgets
-from .certificate import FEASIBILITY, penalized_bound, relative_gap
+from .certificate import FEASIBILITY, INVALID, penalized_bound, relative_gap
 from .evaluation import Evaluation, evaluate
 from .evaluation_groups import GroupEvaluation, evaluate_groups, least_scaling
 from .problem import LayerProblem
@@ -17,7 +17,6 @@ from .problem import LayerProblem
 Array = npt.NDArray[np.float64]
 
 MOST_SCALING = 2.0  # of weights that miss their budgets a little
-INVALID = 1e-4  # a bound further above what an iterate attains cannot be rounding
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Judge(Protocol):
     """Keeps the best of the iterates that it is shown."""
 
     best: Candidate | None
+    nearest: Candidate | None  # what comes closest to the budgets, for a solve that was cut short
     bound: float
     proof: tuple[Array, Array] | None  # the weights (n_out, n_in) and the duals (J,) behind the bound
     work: float
@@ -76,8 +76,10 @@ class BudgetJudge:
         self.problem, self.budgets, self.n_threads = problem, budgets, n_threads
         self.allowed = allowed  # (J,): the radii up to which a budget counts as kept
         self.best: Candidate | None = None
+        self.nearest: Candidate | None = None
         self.bound, self.work = 0.0, 0.0
         self.proof: tuple[Array, Array] | None = None
+        self._least_excess = np.inf
 
     def look(self, weight: Array, bias: Array, duals: Array) -> Candidate:
         """Evaluate an iterate at its bias and at the best one for the duals; keep what is better than the best."""
@@ -105,12 +107,19 @@ class BudgetJudge:
         if self._keeps(at.losses):
             self._keep(seen)
         elif problem.has_bias and self._keeps(at.best_losses):
-            self._keep(replace(seen, bias=at.bias.astype(dtype).astype(np.float64), losses=at.best_losses))
+            b = at.bias.astype(dtype).astype(np.float64)
+            losses = at.best_losses if np.array_equal(b, at.bias) else self._evaluate(W, b, duals).losses
+            if self._keeps(losses):
+                self._keep(replace(seen, bias=b, losses=losses))
+        excess = float(np.max(seen.losses / self.budgets.radii**2))
+        if excess < self._least_excess:
+            self.nearest, self._least_excess = seen, excess
         return seen
 
     def prove(self, weight: Array, bias: Array, duals: Array) -> None:
         """See `Judge`."""
-        self._raise(self._evaluate(weight, bias, duals), weight.copy())
+        W = np.where(self.problem.allowed(), weight, 0.0)  # what a mask forbids would not be a dual point
+        self._raise(self._evaluate(W, bias, duals), W)
 
     def gap_of(self, seen: Candidate) -> float:
         """See `Judge`."""
@@ -151,6 +160,7 @@ class PenalizedJudge:
     def __init__(self, problem: LayerProblem, multiplier: float, n_threads: int) -> None:
         self.problem, self.multiplier, self.n_threads = problem, multiplier, n_threads
         self.best: Candidate | None = None
+        self.nearest: Candidate | None = None
         self.bound, self.work = 0.0, 0.0
         self.proof: tuple[Array, Array] | None = None
 
@@ -171,9 +181,10 @@ class PenalizedJudge:
 
     def prove(self, weight: Array, bias: Array, duals: Array) -> None:
         """See `Judge`."""
-        at = evaluate(self.problem, weight, self.n_threads)
+        W = np.where(self.problem.allowed(), weight, 0.0)  # what a mask forbids would not be a dual point
+        at = evaluate(self.problem, W, self.n_threads)
         self.work += at.work
-        self._raise(at, weight.copy())
+        self._raise(at, W)
 
     def settle(self) -> None:
         """See `Judge`: candidates are at their best bias already."""

@@ -157,7 +157,7 @@ class Pursuit:
 
     def _warm_up(self, warm_start: WarmStart) -> None:
         state = self._state
-        state.weight[:] = starting_point(self.problem, warm_start)[0]
+        state.weight[:] = starting_point(self.problem, warm_start, self.goal)[0]
         state.value[:] = self.structure.values(state.weight)
 
     def _start(self) -> float:
@@ -257,10 +257,12 @@ def _score(goal: Goal, epsilon: float, sums: RowSums, multiplier: float) -> tupl
     return sums.objective, budget_bound(sums, epsilon), sums.radius <= epsilon * (1.0 + 1e-9)
 
 
-def starting_point(problem: LayerProblem, warm_start: WarmStart | None) -> tuple[Array, Array, Array | None]:
+def starting_point(
+    problem: LayerProblem, warm_start: WarmStart | None, goal: Goal
+) -> tuple[Array, Array, Array | None]:
     """Return weights (n_out, n_in), zero where the mask says so, a bias (n_out,) and, from a solution, its duals (J,).
 
-    Without a warm start these are the dense layer's.
+    Without a warm start these are the dense layer's; duals are those of budgets of the same groups.
     """
     given: npt.ArrayLike
     b: npt.ArrayLike | None
@@ -268,7 +270,11 @@ def starting_point(problem: LayerProblem, warm_start: WarmStart | None) -> tuple
     if warm_start is None:
         given, b = problem.weight, problem.bias
     elif isinstance(warm_start, Solution):
-        given, b, duals = warm_start.weight, warm_start.bias, warm_start.duals
+        given, b = warm_start.weight, warm_start.bias
+        other = warm_start.goal
+        if isinstance(goal, ErrorBudget) and isinstance(other, ErrorBudget):
+            same = (goal.per, goal.batch_size) == (other.per, other.batch_size)
+            duals = warm_start.duals if same and warm_start.duals.any() else None
     elif isinstance(warm_start, tuple | list) and len(warm_start) == 2:
         given, b = warm_start
     else:
