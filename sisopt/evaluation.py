@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from . import products
 from .certificate import RowSums, balanced, row_sums
-from .gram_statistics import gram_statistics, input_center, is_quadratic
+from .gram_statistics import WIDE, gram_statistics, input_center, is_quadratic
 from .losses import row_loss
 from .problem import LayerProblem
 from .threads import ordered_map, resolve_threads
@@ -82,7 +82,8 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
             rounded[rows] = loss[rows]
         return float(work)
 
-    work = sum(ordered_map(part, problem.chunks(), n_threads))
+    chunks = problem.chunks(WIDE) if is_quadratic(problem) else problem.chunks()
+    work = sum(ordered_map(part, chunks, n_threads))
     return Evaluation(loss, gradient, bias, rounded, good, work)
 
 

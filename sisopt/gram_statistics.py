@@ -12,6 +12,7 @@ from .threads import ordered_map
 
 Array = npt.NDArray[np.float64]
 
+WIDE = 2  # chunks of rows are enough where all that is done to them are products
 CONSTANT = 1e-13  # relative spread of an input below which it counts as constant
 
 
@@ -84,7 +85,7 @@ def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatisti
         z *= v
         cross[rows] = products.backward(z, problem.inputs, center)
 
-    for _ in ordered_map(part, problem.chunks(), n_threads):
+    for _ in ordered_map(part, problem.chunks(WIDE), n_threads):
         pass
     statistics = GramStatistics(gram, cross, energy, center, mean, total)
     problem._cache["statistics"] = statistics

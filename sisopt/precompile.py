@@ -27,6 +27,7 @@ def warmup() -> None:
         solve(problem, Penalized(1.0), n_threads=1)
         sparsify(inputs, W, np.zeros(3), activation="relu", sparsity=0.5, n_threads=1)
         sparsify(inputs, W, activation="relu", sparsity=0.5, n_threads=1)
+    solve(LayerProblem(X, W, np.zeros(3)), budget, n_threads=1)
     solve(LayerProblem(X, W, np.zeros(3), activation="relu"), budget, method="douglas-rachford", n_threads=1)
     solve(LayerProblem(X, W, activation="relu", penalty=SparseGroup("columns")), budget, n_threads=1)
     pooled = MaxPool(np.arange(64).reshape(16, 4))

@@ -65,7 +65,8 @@ class LayerProblem:
     sample_weights : array_like, shape (n_samples,), optional
         v >= 0 of every sample. Default: 1.
     penalty : str or penalty object, default "l1"
-        g.
+        g: "l1", "columns" or "rows" (group norms of inputs or of neurons), or an object such as `WeightedL1`,
+        `GroupL2` and `SparseGroup`.
     mask : array_like of bool, shape (n_out, n_in), optional
         True where a weight may be non-zero. Default: everywhere.
 
@@ -336,11 +337,11 @@ class LayerProblem:
         """Return where a weight may be non-zero, (n_out, n_in)."""
         return np.ones(self.weight.shape, np.bool_) if self.mask is None else self.mask
 
-    def chunks(self) -> list[slice]:
+    def chunks(self, count: int = products.CHUNKS) -> list[slice]:
         """Return the chunks of output neurons that are computed together; they depend on the sizes alone."""
         if self.activation.couples_outputs:
             return [slice(0, self.n_out)]
-        return products.row_chunks(self.n_out, self.n_samples)
+        return products.row_chunks(self.n_out, self.n_samples, count)
 
     def row_target(self, rows: slice) -> RowTarget:
         """Produce the target of a chunk of output neurons: S - s, transposed, in float64."""

@@ -22,9 +22,9 @@ CHUNKS = 8  # that a layer is cut into, where its size allows
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 8, 64
 
 
-def row_chunks(n_rows: int, n_samples: int) -> list[slice]:
-    """Return the chunks of output neurons (rows) that work is cut into."""
-    wanted = max(MIN_CHUNK_ROWS, -(-n_rows // CHUNKS))
+def row_chunks(n_rows: int, n_samples: int, chunks: int = CHUNKS) -> list[slice]:
+    """Return the chunks of output neurons (rows) that work is cut into, ``chunks`` at least where sizes allow."""
+    wanted = max(MIN_CHUNK_ROWS, -(-n_rows // chunks))
     size = min(MAX_CHUNK_ROWS, wanted, max(1, CHUNK_BYTES // (8 * n_samples)))
     return [slice(i, min(i + size, n_rows)) for i in range(0, n_rows, size)]
 

@@ -29,9 +29,10 @@ class Progress:
     Attributes
     ----------
     round : int
-        Number of the round, from 1; a round solves the penalised program at one multiplier to some accuracy.
+        Number of the round, from 1: a penalised program at one multiplier, or at one per budget, solved to some
+        accuracy, or a look at the iterate of a splitting.
     multiplier : float
-        lambda of that program.
+        lambda of that program; NaN with several budgets.
     objective : float
         Of the iterate, as in `Solution`.
     lower_bound : float
@@ -84,11 +85,12 @@ class Solution:
     gap : float
         (objective - lower_bound) / objective; 0 if the objective is 0, infinite if the budget is missed.
     multiplier : float
-        lambda of the penalised program that ``weight`` solves, where there is one budget; NaN with several.
+        lambda of the penalised program that ``weight`` solves, where there is one budget; NaN with several, infinite
+        where W = 0 keeps them.
     duals : ndarray, shape (J,)
         mu_j >= 0 of the Lagrangian ``g + 1/2 sum_j mu_j (2 phi_j - epsilon_j**2)`` for the J budgets of the goal, so
-        that ``d g* / d epsilon_j = -mu_j epsilon_j`` and, with one budget, ``multiplier = 1 / mu``. They belong to the
-        weights that prove ``lower_bound``.
+        that ``d g* / d epsilon_j = -mu_j epsilon_j`` and, with one budget, ``multiplier = 1 / mu``; 0 where a budget
+        does not bind, ``[1 / lambda]`` for `Penalized` and `Sparsity`. They are as exact as the gap lets them be.
     radius : float
         sqrt(2 phi(W, b)), attained by the returned (rounded) weights, in units of pre-activations.
     relative_error : float

@@ -77,17 +77,17 @@ def _support_step(H, r, x, thresholds):
             A[a, b] = H[j, support[b]] * scale[a] * scale[b]
         A[a, a] = 1.0 + RIDGE * s
         step[a] = -(r[j] + np.sign(x[j]) * thresholds[j]) * scale[a]
-    U = np.linalg.cholesky(A).T  # rows contiguous: the factor comes in Fortran's order
+    L = np.linalg.cholesky(A)
     for a in range(s):
-        value = step[a] / U[a, a]
-        step[a] = value
-        for b in range(a + 1, s):
-            step[b] -= U[a, b] * value
+        total = step[a]
+        for b in range(a):
+            total -= L[a, b] * step[b]
+        step[a] = total / L[a, a]
     for a in range(s - 1, -1, -1):
+        step[a] /= L[a, a]
         value = step[a]
-        for b in range(a + 1, s):
-            value -= U[a, b] * step[b]
-        step[a] = value / U[a, a]
+        for b in range(a):
+            step[b] -= L[a, b] * value
 
     first = 1.0  # the step at which the first coordinate reaches zero
     for a in range(s):

@@ -89,7 +89,7 @@ def neuron_programs(
     factors: list[_Factors] = [{} for _ in batches]
     for i in range(problem.n_out):
         columns = np.flatnonzero(free[i])
-        if columns.size == 0 and not (problem.has_bias and (coupled is not None or len(batches) > 1)):
+        if columns.size == 0 and coupled is None and not (problem.has_bias and len(batches) > 1):
             continue
         if empty is not None and empty[i] <= DEAD**2 * empty.max():
             continue
