@@ -20,7 +20,7 @@ from .threads import ordered_map
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-FIRST_SCALING, SCALINGS_TRIED, SCALINGS_REFINED = 1e-7, 15, 8
+FIRST_SCALING, SCALINGS_TRIED, SCALINGS_REFINED, REFINEMENTS = 1e-7, 15, 8, 3
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,15 @@ def least_scaling(
         inside = [bool((2.0 * budgets.group_losses(losses) <= budgets.radii**2).all()) for losses in parts]
         return inside.index(True) if any(inside) else None
 
-    trials = 1.0 + np.geomspace(FIRST_SCALING, most - 1.0, SCALINGS_TRIED)
+    trials, low = 1.0 + np.geomspace(FIRST_SCALING, most - 1.0, SCALINGS_TRIED), 1.0
     found = first_inside(trials)
     if found is None:
         return None
-    finer = np.linspace(trials[found - 1] if found > 0 else 1.0, trials[found], SCALINGS_REFINED + 1)[1:]
-    inside = first_inside(finer)
-    return float(trials[found] if inside is None else finer[inside])
+    for _ in range(REFINEMENTS):
+        low, high = (float(trials[found - 1]) if found > 0 else low), float(trials[found])
+        trials = np.linspace(low, high, SCALINGS_REFINED + 1)[1:]
+        inside = first_inside(trials)
+        if inside is None:  # up to rounding the last one is inside, as it was
+            return high
+        found = inside
+    return float(trials[found])

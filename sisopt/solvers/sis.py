@@ -43,6 +43,7 @@ Array = npt.NDArray[np.float64]
 RELAXATION = 1.6
 FIRST_TOLERANCE = 0.1
 DECAY = 1.1  # of the projections' tolerance with the iterations
+SLACK = 4.0  # times the projections' tolerance: a budget kept with more to spare does not bind
 STEP = 0.1  # default gamma, relative to ||W||**2 / g(W) of the dense weights
 
 
@@ -185,7 +186,7 @@ class SubdifferentialInclusion:
         """
         slope = self._slope()
         if self.constraints.separable:  # one unknown per neuron
-            C = np.where(self.weight != 0, next(self._gradients()), 0.0)
+            C = np.where(self.weight != 0, next(self._gradients())[1], 0.0)
             squares = np.einsum("ij,ij->i", C, C)
             along = -np.einsum("ij,ij->i", C, slope)
             quotients = np.divide(along, squares, out=np.zeros_like(along), where=squares > 0)
@@ -197,9 +198,11 @@ class SubdifferentialInclusion:
         most = max(1, slope.size // n_groups)
         if support.size > most:
             support = support[np.linspace(0, support.size - 1, most).astype(np.intp)]
-        equations = np.empty((support.size, n_groups))
-        for j, gradient in enumerate(self._gradients()):
-            equations[:, j] = gradient.ravel()[support]
+        equations = np.zeros((support.size, n_groups))
+        slack = -SLACK * self.tolerance * (self.iterations + 1) ** -DECAY
+        for j, (excess, gradient) in enumerate(self._gradients()):
+            if excess[0] >= slack:  # a budget that does not bind has no price
+                equations[:, j] = gradient.ravel()[support]
         duals: Array = nnls(equations, -slope.ravel()[support])[0]
         return duals
 
@@ -209,14 +212,14 @@ class SubdifferentialInclusion:
         near[:, :n_in] = self.structure.prox(near[:, :n_in], self.gamma)
         return near
 
-    def _gradients(self) -> Iterator[Array]:
-        """Yield (d phi_j / d Z)' X at the present weights, (n_out, n_in), round by round, in the coordinates of U."""
+    def _gradients(self) -> Iterator[tuple[Array, Array]]:
+        """Yield c_j over its size, and (d phi_j / d Z)' X (n_out, n_in) at the present weights, round by round."""
         constraints = self.constraints
         for j, blocks in constraints.groups(Limits(0)):
-            _, gradient = constraints.measure(j, blocks, self._near, -math.inf)
+            excess, gradient = constraints.measure(j, blocks, self._near, -math.inf)
             assert gradient is not None
             sizes = constraints.sizes if constraints.separable else constraints.sizes[j : j + 1]
-            yield 0.5 * sizes[:, None] * gradient[:, : constraints.problem.n_in]
+            yield excess, 0.5 * sizes[:, None] * gradient[:, : constraints.problem.n_in]
 
     def _slope(self) -> Array:
         """Return the gradient of g where W is not zero, and 0 elsewhere, (n_out, n_in)."""
