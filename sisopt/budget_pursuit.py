@@ -105,8 +105,8 @@ class BudgetPursuit:
             engine = self._engine(method)
             history, stopped = run(engine, self.judge, self.controls, tol, self._unit)
         self.judge.settle()
-        work = self._work + self.judge.work + (engine.work if engine is not None else 0.0)
-        iterations = self._iterations + (engine.iterations if engine is not None else 0)
+        work = self._work + self.judge.work + (engine.solver.work if engine is not None else 0.0)
+        iterations = self._iterations + (engine.solver.iterations if engine is not None else 0)
         return Outcome(self.judge, tuple(history), stopped, iterations, work, self.empty_radius)
 
     @property

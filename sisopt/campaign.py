@@ -31,8 +31,8 @@ FIRST_LOOK, MOST_STEPS = 8, 25  # steps of the splitting between two looks
 GAIN, PATIENCE = 0.95, 300  # so many looks without bringing the gap down by a twentieth: rounding has the last word
 
 
-class Engine(Protocol):
-    """What makes iterates."""
+class Counted(Protocol):
+    """What makes iterates and counts what that takes."""
 
     @property
     def iterations(self) -> int:
@@ -44,6 +44,15 @@ class Engine(Protocol):
         """Floating-point work over samples so far."""
         ...
 
+
+class Engine(Protocol):
+    """A solver, and how its iterates are shown to a judge."""
+
+    @property
+    def solver(self) -> Counted:
+        """What makes the iterates."""
+        ...
+
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """Go on a little and show the judge what came of it; return what it saw, and whether there is more to do."""
         ...
@@ -53,23 +62,13 @@ class SplittingEngine:
     """Steps of the graph-form splitting; the point on the graph is the better dual candidate."""
 
     def __init__(self, splitting: GraphSplitting) -> None:
-        self._splitting = splitting
+        self.solver = splitting
         self._budgets = splitting.target if isinstance(splitting.target, Budgets) else None
         self._steps = FIRST_LOOK
 
-    @property
-    def iterations(self) -> int:
-        """Completed steps."""
-        return self._splitting.iterations
-
-    @property
-    def work(self) -> float:
-        """Floating-point work over samples so far."""
-        return self._splitting.work
-
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """See `Engine`."""
-        splitting = self._splitting
+        splitting = self.solver
         for _ in range(min(self._steps, limits.iterations)):
             if limits.out_of_time():
                 break
@@ -81,34 +80,23 @@ class SplittingEngine:
             judge.prove(splitting.graph_weight, splitting.bias, splitting.duals)
         return seen, True
 
-
     def _tighten(self, seen: Candidate, tol: float) -> None:
         """Aim a little inside the budgets, which iterates reach from without; d g*/d log eps_j = -mu_j eps_j**2."""
         if self._budgets is not None and seen.objective > 0.0:
             price = float(seen.duals @ self._budgets.radii**2) / seen.objective
             shrunk = (1.0 - SHRINK * tol / max(price, 1.0)) * self._budgets.radii
-            self._splitting.target = Budgets(self._budgets.per, shrunk, self._budgets.batches)
+            self.solver.target = Budgets(self._budgets.per, shrunk, self._budgets.batches)
 
 
 class InclusionEngine:
     """Iterations of the SIS paper's scheme."""
 
     def __init__(self, scheme: SubdifferentialInclusion) -> None:
-        self._scheme = scheme
-
-    @property
-    def iterations(self) -> int:
-        """Completed outer iterations."""
-        return self._scheme.iterations
-
-    @property
-    def work(self) -> float:
-        """Floating-point work over samples so far."""
-        return self._scheme.work
+        self.solver = scheme
 
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """See `Engine`."""
-        scheme = self._scheme
+        scheme = self.solver
         outcome = scheme.step(limits)
         if outcome is Outcome.EMPTY and judge.best is None:
             msg = "the error budget cannot be attained: no weights keep it on all mini-batches; raise the budget"
@@ -123,22 +111,12 @@ class BatchEngine:
     """The search for the multipliers of mini-batches over fast penalised solves."""
 
     def __init__(self, search: BatchSearch) -> None:
-        self._search = search
+        self.solver = search
         self._accuracy = LOOKING_AHEAD
-
-    @property
-    def iterations(self) -> int:
-        """Steps of the slowest neuron so far."""
-        return self._search.iterations
-
-    @property
-    def work(self) -> float:
-        """Floating-point work over samples so far."""
-        return self._search.work
 
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """See `Engine`."""
-        search = self._search
+        search = self.solver
         accuracy = max(self._accuracy, LEAST_ACCURACY * tol)
         search.advance(limits, accuracy)
         seen = judge.look(search.weight, search.bias, search.duals)
@@ -151,21 +129,11 @@ class NeuronEngine:
     """The searches of all neurons for their own multipliers."""
 
     def __init__(self, search: NeuronSearch) -> None:
-        self._search = search
-
-    @property
-    def iterations(self) -> int:
-        """Steps of the slowest neuron so far."""
-        return self._search.iterations
-
-    @property
-    def work(self) -> float:
-        """Floating-point work over samples so far."""
-        return self._search.work
+        self.solver = search
 
     def advance(self, judge: Judge, limits: Limits, tol: float) -> tuple[Candidate, bool]:
         """See `Engine`."""
-        search = self._search
+        search = self.solver
         more = search.advance(limits, SAFETY * tol)
         seen = judge.look(search.weight, search.bias, search.duals)
         judge.prove(search.dual_weight, search.bias, search.duals)
@@ -182,7 +150,7 @@ def run(
     history: list[Progress] = []
     best, idle = math.inf, 0
     while True:
-        limits = Limits(max(controls.max_iterations - engine.iterations, 0), controls.deadline)
+        limits = Limits(max(controls.max_iterations - engine.solver.iterations, 0), controls.deadline)
         seen, more = engine.advance(judge, limits, tol)
         now = gap(judge)
         history.append(
@@ -194,8 +162,8 @@ def run(
                 gap=judge.gap_of(seen),
                 radius=float(np.sqrt(2.0 * seen.losses.sum())),
                 n_nonzero=int(np.count_nonzero(seen.weight)),
-                n_iterations=engine.iterations,
-                n_products=(engine.work + judge.work) / unit,
+                n_iterations=engine.solver.iterations,
+                n_products=(engine.solver.work + judge.work) / unit,
                 seconds=time.monotonic() - controls.started,
             )
         )
@@ -205,7 +173,7 @@ def run(
             return history, None
         if time.monotonic() >= controls.deadline:
             return history, Status.TIME_LIMIT
-        if engine.iterations >= controls.max_iterations:
+        if engine.solver.iterations >= controls.max_iterations:
             return history, Status.ITERATION_LIMIT
         best, idle = (now, 0) if now < GAIN * best else (best, idle + 1)
         if not more or idle >= PATIENCE:

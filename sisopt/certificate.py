@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 
 MAX_BOUND_STEPS = 30
 INVALID = 1e-4  # a bound further above the objective of an iterate that keeps the budget cannot be rounding
-BALANCED = 1e-9  # of a row's sum of |grad|: a sum of grad beyond it is no dual point, where a bias is fitted
+BALANCED = 1e-7  # of a row's sum of |grad|: a sum of grad beyond it is no dual point, where a bias is fitted
 FEASIBILITY = {np.dtype(np.float64): 1e-6, np.dtype(np.float32): 1e-5}
 
 

@@ -215,26 +215,15 @@ class LayerProblem:
         check_shape("gram", G, (G.shape[0], G.shape[0]), "(n_in, n_in)")
         W, b = dense_layer(weight, bias, G.shape[0], f"to match gram of shape {G.shape}")
         statistics, count = statistics_from_sums(R, G, cross, W, b, n_samples, energy, input_sum, target_sum)
-        problem = cls.__new__(cls)
-        problem._set(
-            inputs=None,
+        return cls._pose(
             weight=W,
             bias=b,
             activation=R,
-            preactivations=None,
-            shift=None,
-            tolerance=0.0,
-            fidelity=0.0,
-            entry_weights=None,
-            sample_weights=None,
             penalty=get_penalty(penalty),
             mask=check_mask(mask, W.shape),
             statistics=statistics,
-            batches=None,
             n_samples=count,
-            _cache={},
         )
-        return problem
 
     @classmethod
     def from_batches(
@@ -269,25 +258,24 @@ class LayerProblem:
         """
         stream = batches if isinstance(batches, BatchStream) else BatchStream(batches, weight, bias)
         W, b = dense_layer(weight, bias, stream.n_in, f"to match batches of {stream.n_in} inputs")
-        problem = cls.__new__(cls)
-        problem._set(
-            inputs=None,
+        return cls._pose(
             weight=W,
             bias=b,
             activation=get_activation(activation),
-            preactivations=None,
-            shift=None,
             tolerance=number("tolerance", tolerance, low=0.0),
             fidelity=number("fidelity", fidelity, low=0.0),
-            entry_weights=None,
-            sample_weights=None,
             penalty=get_penalty(penalty),
             mask=check_mask(mask, W.shape),
-            statistics=None,
             batches=stream,
             n_samples=stream.n_samples,
-            _cache={},
         )
+
+    @classmethod
+    def _pose(cls, **fields: Any) -> LayerProblem:
+        """Return a problem without inputs from checked fields."""
+        absent = ("inputs", "preactivations", "shift", "entry_weights", "sample_weights", "statistics", "batches")
+        problem = cls.__new__(cls)
+        problem._set(**{**dict.fromkeys(absent), "tolerance": 0.0, "fidelity": 0.0, "_cache": {}, **fields})
         return problem
 
     def __getstate__(self) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def test_a_dead_layer_is_empty(make_layer, method, per):
 @pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
 def test_budgets_of_zero_keep_the_dense_layer(make_layer, method, per, activation):
     layer = make_layer(activation)
-    solution = solve(layer.problem, budget(per, 0.0), method=method, tol=1e-4)
+    solution = solve(layer.problem, budget(per, 0.0), method=method, tol=1e-4, max_iterations=200)
     assert solution.radius <= 1e-6 * layer.empty_radius
     assert solution.objective <= layer.penalty(layer.W) * (1 + 1e-9)
     assert solution.lower_bound <= solution.objective

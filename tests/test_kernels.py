@@ -431,7 +431,7 @@ def test_block_sweeps_never_ascend(kind, m):
 @pytest.mark.parametrize("m", [1, 7, BLOCK + 3])
 def test_block_sweeps_converge_to_where_optimality_conditions_hold(m):
     H, Q, W, thresholds = sweeps_case("full", m)
-    block_sweeps(H, Q, W, thresholds, 3000)
+    block_sweeps(H, Q, W, thresholds, 600)
     for i in range(W.shape[1]):
         assert violation(W[:, i], H @ W[:, i] - Q[:, i], thresholds[:, i]) <= 1e-9 * np.abs(Q).max()
 

@@ -37,6 +37,7 @@ from ..gram_statistics import input_center, input_gram
 from ..penalties import Structure
 from ..problem import LayerProblem
 from ..threads import ordered_map, serial_blas
+from .balancing import changes_of, column_units, divided, is_balancing_step
 from .resolvents import CholeskyResolvent, EigenResolvent, Resolvent
 from .splitting_parts import CoupledPart, IntervalPart, Part
 
@@ -46,9 +47,6 @@ RELAXATION = 1.8
 FIRST_STEP = 0.5  # 1 / rho_W at the start, relative to ||W||**2 / g(W)
 FIRST_SPREAD = 0.1  # 1 / rho_U at the start, relative to the same times the largest diagonal entry of G
 SPREAD = 0.35  # of the dense pre-activations' spread: how far t_U should be from p_U
-LEAST_REACH = 1e-2  # of an input, relative to the largest: smaller ones are taken for that
-MOST_CHANGE = 5.0  # of rho at a time
-LEAST_CHANGE = 1.3  # below which rho is left alone
 NO_BUDGET = 1e-9  # of that spread: smaller budgets do not divide dual variables
 FIRST_BALANCES = 4  # at a start with dual variables
 
@@ -107,8 +105,8 @@ class GraphSplitting:
         with serial_blas():
             self._gram, self.work = input_gram(problem, n_threads)
             self._center = input_center(problem)
-            self._units = _column_units(structure, np.diagonal(self._gram))
-            self._scaled = _divided(structure, self._units)
+            self._units = column_units(structure, np.diagonal(self._gram))
+            self._scaled = divided(structure, self._units)
             self._begin(*((problem.weight, problem.dense_bias) if start is None else start))
             if duals is not None:
                 self._begin_at(duals)
@@ -204,7 +202,7 @@ class GraphSplitting:
             self.graph_weight = graph_weight / self._units
             self.iterations += 1
             self._refresh()
-            if _is_balancing_step(self.iterations):
+            if is_balancing_step(self.iterations):
                 self._balance()
 
     def _step_part(self, piece: Part, reflected: Array, graph_weight: Array) -> None:
@@ -267,11 +265,11 @@ class GraphSplitting:
     def _balance(self) -> None:
         """Set rho_W and rho_U anew where the dual variables ask for it; p and the dual variables stay."""
         off = self._weight_point - self._near
-        weight_change = float(_changes(np.array([np.linalg.norm(off)]), np.linalg.norm(self._near))[0])
+        weight_change = float(changes_of(np.array([np.linalg.norm(off)]), np.linalg.norm(self._near))[0])
         offs, scales = np.sqrt((self._shrinkage**2 * self._squares).sum(axis=1)), SPREAD * self._spreads
         if not self._separate:
             offs, scales = (np.full(offs.size, np.linalg.norm(array)) for array in (offs, scales))
-        changes = _changes(offs, scales)
+        changes = changes_of(offs, scales)
         if weight_change == 1.0 and (changes == 1.0).all():
             return
         self._weight_point = self._near + off / weight_change
@@ -287,43 +285,3 @@ class GraphSplitting:
     def _map(self, function: Callable[[Part], None]) -> None:
         for _ in ordered_map(function, self._parts, self.n_threads):
             pass
-
-
-def _column_units(structure: Structure, diagonal: Array) -> Array:
-    """Return units s (n_in,) in which W s meets inputs of more even size.
-
-    A group's norm stays a multiple of a Euclidean norm only where the group lies in one column; elsewhere s = 1.
-    """
-    s = np.sqrt(np.sqrt(np.maximum(diagonal / (diagonal.max(initial=0.0) or 1.0), LEAST_REACH**2)))
-    if structure.labels is not None:
-        assert structure.group_weights is not None
-        columns = np.broadcast_to(np.arange(s.size), structure.labels.shape)
-        last = np.zeros(structure.group_weights.size, np.intp)
-        last[structure.labels] = columns
-        if (last[structure.labels] != columns).any():
-            return np.ones(s.size)
-    return s
-
-
-def _divided(structure: Structure, units: Array) -> Structure:
-    """Return the penalty of W / units; units (n_in,) are equal within a group."""
-    if structure.labels is None:
-        return Structure(structure.factors / units)
-    assert structure.group_weights is not None
-    of_group = np.ones(structure.group_weights.size)
-    of_group[structure.labels] = units
-    weights = structure.group_weights / of_group
-    return Structure(structure.factors / units, structure.labels, weights, structure.couples_rows)
-
-
-def _is_balancing_step(k: int) -> bool:
-    odd = k // (k & -k)  # k without its factors 2
-    return k >= 4 and odd in (1, 3)
-
-
-def _changes(offsets: Array, scales: npt.ArrayLike) -> Array:
-    """Return the factors of rho that bring the norms of t - p to their scales, 1 where they are slight."""
-    known = (offsets > 0) & (np.asarray(scales) > 0)
-    wanted = np.divide(offsets, scales, out=np.ones_like(offsets), where=known)
-    wanted = np.clip(wanted, 1.0 / MOST_CHANGE, MOST_CHANGE)
-    return np.where(np.maximum(wanted, 1.0 / wanted) < LEAST_CHANGE, 1.0, wanted)
