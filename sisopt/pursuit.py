@@ -19,6 +19,7 @@ from .solvers.choice import data_solver, row_solver
 from .solvers.multiplier import SAFETY, count_slack, solve_budget, solve_penalized, solve_sparsity
 from .solvers.quadratic import QuadraticRows
 from .solvers.quadratic_groups import QuadraticGroups
+from .solvers.quadratic_line import QuadraticLine
 from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
 from .solvers.rows import Limits, State
 from .validation import as_float_array, check_shape
@@ -123,7 +124,8 @@ class Pursuit:
 
     def leave_gram_space(self) -> None:
         """Go on over the data: residuals keep digits that differences of sums lose."""
-        if isinstance(self._solver, QuadraticRows | QuadraticGroups) and self.problem.inputs is not None:
+        in_gram_space = isinstance(self._solver, QuadraticRows | QuadraticGroups | QuadraticLine)
+        if in_gram_space and self.problem.inputs is not None:
             self._solver = data_solver(self.problem, self._state, self.controls.n_threads)
             if self._rounds is not None:
                 self._rounds.solver, self._rounds.stalls = self._solver, 0

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from ..activations import LogSoftmax, Softmax
 from ..gram_statistics import is_quadratic
 from ..problem import LayerProblem
 from .forward_backward import DataRows
 from .joint import JointRows
 from .quadratic import QuadraticRows
 from .quadratic_groups import QuadraticGroups
+from .quadratic_line import QuadraticLine
 from .rounds import RowSolver
 from .rows import State
 
 
 def row_solver(problem: LayerProblem, state: State, n_threads: int) -> RowSolver:
     """Return a solver in Gram space where all targets are points, else one over the data."""
+    if isinstance(problem.activation, Softmax | LogSoftmax) and problem.structure.labels is None:
+        return QuadraticLine(problem, state, n_threads)
     if not is_quadratic(problem):
         return data_solver(problem, state, n_threads)
     if problem.structure.labels is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from .. import products
 from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import input_center, input_gram
-from ..losses import Loss, row_loss
+from ..losses import row_loss
 from ..penalties import Structure
 from ..problem import LayerProblem
 from ..threads import ordered_map
@@ -91,7 +92,7 @@ class JointRows:
         W, b, scale = state.weight[piece], state.bias[piece], self._scale[piece]
         z = self._forward(W) + b[:, None]
         work = 2.0 * z.size * problem.n_in
-        out, phi, memory, ahead = np.empty_like(z), np.empty(b.size), RowMemory(), _Momentum()
+        out, phi, memory, ahead = np.empty_like(z), np.empty(b.size), RowMemory(), Momentum()
         penalized = bool(multipliers.all())
         for iteration in range(limits.iterations + 1):
             if problem.has_bias:
@@ -120,7 +121,7 @@ class JointRows:
             shift = -(D @ self._center) if problem.has_bias else np.zeros(b.size)
             step += shift[:, None]
             work += 2.0 * z.size * problem.n_in + model_work
-            search = _Search(loss, structure, multipliers, z, step, W, D, self._joint)
+            search = Search(loss, structure, multipliers, z, step, W, D, self._joint)
             alpha = search.run(np.einsum("ij,ij->i", C, D))
             work += 4.0 * search.passes * z.size
             if not alpha.any():
@@ -144,18 +145,7 @@ class JointRows:
                 self._models[piece.start] = GroupModel(self._metric, structure)
             m = multipliers  # lambda_i g + phi_i has the minimiser of g + phi_i / lambda_i
             return self._models[piece.start].step(C / m[:, None], W, scale / m, 1.0, MODEL_ACCURACY)
-        thresholds = scaled_thresholds(structure.factors, multipliers)
-        moved = W.copy()
-
-        def part(i: int) -> float:
-            columns = np.flatnonzero((W[i] != 0) | (np.abs(C[i]) > NEAR * thresholds[i]))
-            H = square(self._metric, columns)
-            H *= scale[i]
-            d, work = model_step(H, C[i, columns], W[i, columns], thresholds[i, columns])
-            moved[i, columns] = np.where(d == -W[i, columns], 0.0, W[i, columns] + d)
-            return work
-
-        return moved, float(sum(ordered_map(part, range(W.shape[0]), self._inner_threads)))
+        return row_models(self._metric, structure, C, W, scale, multipliers, self._inner_threads)
 
     @property
     def _inner_threads(self) -> int:
@@ -184,38 +174,63 @@ class JointRows:
         return np.asarray(np.einsum("ik,ik->i", step, step if v is None else step * v))
 
 
+class Slopes(Protocol):
+    """What a search needs of a loss."""
+
+    def slopes(self, z: Array, step: Array, alpha: Array) -> Array:
+        """Return d/d alpha of phi(z + alpha step) of every row, (r,), at alpha (r,)."""
+        ...
+
+
+def row_models(
+    metric: Array, structure: Structure, C: Array, W: Array, scale: Array, multipliers: Array, n_threads: int
+) -> tuple[Array, float]:
+    """Return the minimiser of the model without groups, row by row, (r, n_in), and the work on it."""
+    thresholds = scaled_thresholds(structure.factors, multipliers)
+    moved = W.copy()
+
+    def part(i: int) -> float:
+        columns = np.flatnonzero((W[i] != 0) | (np.abs(C[i]) > NEAR * thresholds[i]))
+        H = square(metric, columns)
+        H *= scale[i]
+        d, work = model_step(H, C[i, columns], W[i, columns], thresholds[i, columns])
+        moved[i, columns] = np.where(d == -W[i, columns], 0.0, W[i, columns] + d)
+        return work
+
+    return moved, float(sum(ordered_map(part, range(W.shape[0]), n_threads)))
+
+
 @dataclass
-class _Momentum:
+class Momentum:
     """Nesterov's extrapolation of the iterates, restarted where it points away from where the last step went."""
 
     t: float = 1.0
-    weight: Array | None = None
-    z: Array | None = None
-    bias: Array | None = None
+    last: tuple[Array, ...] | None = None
 
-    def extrapolate(self, start: Array, weight: Array, z: Array, bias: Array, stop: bool) -> None:
-        """Move the iterate, which a step from ``start`` led to, on along the way since the last one, in place."""
-        last = (self.weight, self.z, self.bias)
-        kept = weight.copy(), z.copy(), bias.copy()
-        if last[0] is not None and not stop and np.vdot(start - weight, weight - last[0]) <= 0.0:
+    def extrapolate(self, start: Array, *iterate: Array, stop: bool) -> None:
+        """Move the iterate, whose weights come first, on along the way since the last one, in place.
+
+        A step from the weights ``start`` led to it; ``stop`` makes a new beginning.
+        """
+        kept = tuple(part.copy() for part in iterate)
+        if self.last is not None and not stop and np.vdot(start - iterate[0], iterate[0] - self.last[0]) <= 0.0:
             t = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * self.t**2))
             beta, self.t = (self.t - 1.0) / t, t
-            for now, before in zip((weight, z, bias), last, strict=True):
-                assert before is not None
+            for now, before in zip(iterate, self.last, strict=True):
                 now += beta * (now - before)
         else:
             self.t = 1.0
-        self.weight, self.z, self.bias = kept
+        self.last = kept
 
 
 @dataclass
-class _Search:
+class Search:
     """Search for the step lengths: roots of the slope of phi(z + alpha step) + lambda g(W + alpha D).
 
     One alpha for all rows where they are tied (``joint``), one per row otherwise. Slopes never decrease in alpha.
     """
 
-    loss: Loss
+    loss: Slopes
     structure: Structure
     multipliers: Array
     z: Array
