@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from ..budgets import Budgets
 from ..certificate import penalized_row_gaps
@@ -107,6 +106,8 @@ class BatchSearch:
         scale = 1.0 / np.sqrt(np.diagonal(B))
         L = np.linalg.cholesky(B * scale[:, None] * scale + RIDGE * np.eye(mu.size))
         right = L.T @ (mu / scale) + np.linalg.solve(L, slopes * scale)
+        from scipy.optimize import nnls  # noqa: PLC0415  slow to import, and seldom needed
+
         best = nnls(L.T, right)[0] * scale
         low = np.where((best == 0.0) & (slopes < 0.0), 0.0, mu * np.exp(-self._region))
         high = mu + np.expm1(self._region) * np.maximum(mu, RETURNING * mu.mean())

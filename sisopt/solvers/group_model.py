@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..errors import UnsupportedError
 from ..kernels.group_descent import DIAGONAL, ROTATED, STEPWISE, group_descent
@@ -167,6 +165,9 @@ def _row_components(labels: Indices, movable: npt.NDArray[np.bool_]) -> tuple[In
     n_rows = labels.shape[0]
     rows = np.nonzero(movable)[0]
     n_groups = int(labels.max(initial=0)) + 1
+    from scipy.sparse import coo_array  # noqa: PLC0415  slow to import, and seldom needed
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415  slow to import, and seldom needed
+
     edges = coo_array((np.ones(rows.size, np.int8), (rows, n_rows + labels[movable])), shape=2 * (n_rows + n_groups,))
     _, found = connected_components(edges, directed=False)
     names, components = np.unique(found[:n_rows], return_inverse=True)

@@ -15,14 +15,15 @@ import numpy.typing as npt
 from .. import products
 from ..certificate import penalized_row_gaps, row_sums
 from ..gram_statistics import input_center, input_gram
+from ..kernels.coordinate_descent import block_sweeps
 from ..problem import LayerProblem
-from .joint import Momentum, Search, row_models
+from .joint import Momentum, Search
 from .newton import RowMemory
-from .rows import Limits, State
+from .rows import Limits, State, scaled_thresholds
 
 Array = npt.NDArray[np.float64]
 
-MODEL_ACCURACY = 0.01
+SWEEPS = 4  # over the model between two steps
 NEARLY = 2.0  # times the tolerance: from there on without extrapolation, which blurs the zeros
 
 
@@ -42,7 +43,7 @@ class QuadraticLine:
     """Penalised solves in Gram space where targets are lines."""
 
     def __init__(self, problem: LayerProblem, state: State, n_threads: int) -> None:
-        self.problem, self.state, self._n_threads = problem, state, n_threads
+        self.problem, self.state = problem, state
         self._gram, work = input_gram(problem, n_threads)
         self._center = input_center(problem)
         self._beta = problem.fidelity
@@ -67,7 +68,8 @@ class QuadraticLine:
         """
         multipliers = np.broadcast_to(np.asarray(multiplier, dtype=np.float64), tolerances.shape)
         state, structure, tolerance = self.state, self.problem.structure, float(tolerances.sum())
-        W, penalized, ones = state.weight, bool(multipliers.all()), np.ones(tolerances.size)
+        W, penalized = state.weight, bool(multipliers.all())
+        thresholds = np.array(scaled_thresholds(structure.factors, multipliers).T, order="C")
         memory, ahead, near = RowMemory(), Momentum(), False
         for iteration in range(limits.iterations + 1):
             C, loss = self._gradient(W)
@@ -80,7 +82,7 @@ class QuadraticLine:
                 near = gap <= NEARLY * tolerance
             if iteration == limits.iterations or limits.out_of_time():
                 break
-            moved, _ = row_models(self._metric, structure, C, W, ones, multipliers, self._n_threads)
+            moved = self._model(C, W, thresholds)
             D = moved - W
             if not D.any() or (not penalized and -float(np.vdot(C, D)) <= tolerance):
                 break
@@ -96,6 +98,12 @@ class QuadraticLine:
                 ahead.extrapolate(before, W, stop=near)
         state.iterations += iteration
         state.bias[:] = self._mean - W @ self._center
+
+    def _model(self, C: Array, W: Array, thresholds: Array) -> Array:
+        """Return the weights after some sweeps over the lasso models of all rows; ``thresholds`` are (n_in, n_out)."""
+        moved = np.array(W.T, order="C")
+        block_sweeps(self._metric, np.array((W @ self._metric - C).T, order="C"), moved, thresholds, SWEEPS)
+        return moved.T
 
     def _curved(self, D: Array) -> Array:
         """Return the Hessian times D, (n_out, n_in)."""

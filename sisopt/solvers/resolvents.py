@@ -6,7 +6,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
 
 Array = npt.NDArray[np.float64]
 
@@ -33,6 +32,8 @@ class CholeskyResolvent:
         """See `Resolvent`."""
         matrix = ratio[0] * self._gram
         matrix[np.diag_indices_from(matrix)] += 1.0
+        from scipy.linalg import cho_factor, cho_solve  # noqa: PLC0415  slow to import, and seldom needed
+
         factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
         self._inverse = cho_solve(factor, np.eye(matrix.shape[0]), overwrite_b=True, check_finite=False)
 

@@ -27,7 +27,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from ..budgets import Budgets
 from ..errors import InvalidInputError
@@ -203,6 +202,8 @@ class SubdifferentialInclusion:
         for j, (excess, gradient) in enumerate(self._gradients()):
             if excess[0] >= slack:  # a budget that does not bind has no price
                 equations[:, j] = gradient.ravel()[support]
+        from scipy.optimize import nnls  # noqa: PLC0415  slow to import, and seldom needed
+
         duals: Array = nnls(equations, -slope.ravel()[support])[0]
         return duals
 
