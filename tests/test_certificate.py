@@ -102,7 +102,8 @@ def test_violation_is_the_distance_to_the_subdifferential_by_hand(weight, gradie
 def test_violation_is_relative_to_each_factor_and_blind_to_forbidden_weights():
     W, C = np.array([[0.0, 0.0, 1.0]]), np.array([[8.0, 1e9, -1.0]])
     factors = np.array([[2.0, np.inf, 0.5]])
-    assert Structure(factors).kkt_violation(W, C, 2.0) == pytest.approx(1.0)  # 8 = 2 * (2 * 2): beyond by once the threshold
+    violation = Structure(factors).kkt_violation(W, C, 2.0)
+    assert violation == pytest.approx(1.0)  # 8 = 2 * (2 * 2): beyond by once the threshold
 
 
 @pytest.mark.parametrize(
