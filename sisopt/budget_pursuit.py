@@ -11,7 +11,7 @@ from .budgets import Budgets, budgets_of
 from .campaign import BatchEngine, Engine, InclusionEngine, NeuronEngine, SplittingEngine, run
 from .certificate import FEASIBILITY, RowSums
 from .errors import InfeasibleBudgetError
-from .evaluation import target_size
+from .evaluation import empty_radius
 from .evaluation_groups import GroupEvaluation, evaluate_groups, weighted_problem
 from .goals import ErrorBudget, Penalized
 from .judge import BudgetJudge, Judge, PenalizedJudge, allowed_radii
@@ -28,7 +28,6 @@ from .solvers.sis import SubdifferentialInclusion
 
 Array = npt.NDArray[np.float64]
 
-ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
 NEARLY = 1.5  # times the budgets: a constant layer that misses them by more is not tried with other biases
 BIAS_ROUNDS, FEASIBLE_ROUNDS = 60, 30
 FIRST_GAP = 0.1  # of the search with one budget that the one with several starts from
@@ -65,8 +64,7 @@ class BudgetPursuit:
         nothing = np.zeros((problem.n_out, problem.n_in))
         empty = evaluate_groups(problem, nothing, problem.dense_bias, everything, np.ones(1), controls.n_threads)
         self._empty, self._work, self._iterations, self._asked = empty, empty.work, 0, 0.0
-        size = target_size(problem) if problem.batches is None else 0.0
-        self.empty_radius = empty.sums.radius if empty.sums.radius > ROUNDING * size else 0.0
+        self.empty_radius = empty_radius(problem, empty.sums)
         self.judge: Judge
         if isinstance(goal, Penalized):
             self.budgets = everything
@@ -136,7 +134,7 @@ class BudgetPursuit:
     def _look_for_feasible_weights(self) -> None:
         """Find weights that keep the budgets, the dense ones to begin with; raise if there are provably none."""
         problem = self.problem
-        dense = np.where(problem.allowed(), problem.weight, 0.0).astype(np.float64)
+        dense = problem.masked(problem.weight)
         largest = float(self._empty.sums.dual_norm.max())
         duals = np.full(self.budgets.size, 1.0 / largest if largest > 0 else 0.0)
         seen = self.judge.look(dense, problem.dense_bias, duals)
@@ -182,12 +180,13 @@ class BudgetPursuit:
     def _engine(self, method: str) -> Engine:
         problem, structure, threads = self.problem, self.problem.structure, self.controls.n_threads
         weight, bias, duals = self.start
+        if duals is not None and duals.size != self.budgets.size:  # of as many budgets as other data had
+            duals = None
         if method == "sis":
             return InclusionEngine(SubdifferentialInclusion(problem, structure, self.budgets, (weight, bias)))
         if method == "douglas-rachford":
             target = self.goal.multiplier if isinstance(self.goal, Penalized) else self.budgets
-            known = duals if duals is not None and duals.size == self.budgets.size and duals.any() else None
-            return SplittingEngine(GraphSplitting(problem, structure, target, threads, (weight, bias), known))
+            return SplittingEngine(GraphSplitting(problem, structure, target, threads, (weight, bias), duals))
         if self.budgets.per == "neuron":
             sums = self._empty.sums
             state = State.start(weight.copy(), bias.copy(), sums)
@@ -199,7 +198,7 @@ class BudgetPursuit:
         """Start from the solution with one budget for all, or from a warm start that knows its duals."""
         problem, budgets = self.problem, self.budgets
         weight, bias, _ = self.start
-        if duals is None or duals.size != budgets.size or not duals.any():
+        if duals is None:
             together = ErrorBudget(radius=self._asked or float(budgets.radii.min()))
             pursuit = Pursuit(problem, together, replace(self.controls, callback=None), None)
             iterate, _ = pursuit.run(FIRST_GAP)

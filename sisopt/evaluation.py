@@ -16,6 +16,8 @@ from .threads import ordered_map, resolve_threads
 
 Array = npt.NDArray[np.float64]
 
+ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -124,6 +126,12 @@ def target_size(problem: LayerProblem) -> float:
         per_sample = squares.sum(axis=1)
         total += float(per_sample.sum() if problem.sample_weights is None else problem.sample_weights @ per_sample)
     return float(np.sqrt(total))
+
+
+def empty_radius(problem: LayerProblem, sums: RowSums) -> float:
+    """Return epsilon_max from the sums at W = 0 and the best b: 0 for a dead layer, whose radius is mere rounding."""
+    size = target_size(problem) if problem.batches is None else 0.0  # a stream would have to be read for it
+    return sums.radius if sums.radius > ROUNDING * size else 0.0
 
 
 def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:

@@ -118,7 +118,7 @@ class BudgetJudge:
 
     def prove(self, weight: Array, bias: Array, duals: Array) -> None:
         """See `Judge`."""
-        W = np.where(self.problem.allowed(), weight, 0.0)  # what a mask forbids would not be a dual point
+        W = self.problem.masked(weight)  # what a mask forbids would not be a dual point
         self._raise(self._evaluate(W, bias, duals), W)
 
     def gap_of(self, seen: Candidate) -> float:
@@ -181,7 +181,7 @@ class PenalizedJudge:
 
     def prove(self, weight: Array, bias: Array, duals: Array) -> None:
         """See `Judge`."""
-        W = np.where(self.problem.allowed(), weight, 0.0)  # what a mask forbids would not be a dual point
+        W = self.problem.masked(weight)  # what a mask forbids would not be a dual point
         at = evaluate(self.problem, W, self.n_threads)
         self.work += at.work
         self._raise(at, W)

@@ -325,6 +325,10 @@ class LayerProblem:
         """Return where a weight may be non-zero, (n_out, n_in)."""
         return np.ones(self.weight.shape, np.bool_) if self.mask is None else self.mask
 
+    def masked(self, weight: npt.NDArray[Any]) -> Array:
+        """Return weights (n_out, n_in) in float64, a copy that is zero where the mask forbids them."""
+        return np.where(self.allowed(), weight, 0.0).astype(np.float64, copy=False)
+
     def chunks(self, count: int = products.CHUNKS) -> list[slice]:
         """Return the chunks of output neurons that are computed together; they depend on the sizes alone."""
         if self.activation.couples_outputs:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound
 from .errors import InfeasibleBudgetError, InvalidInputError
-from .evaluation import empty_evaluation, evaluate, target_size
+from .evaluation import empty_evaluation, empty_radius, evaluate
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
 from .problem import LayerProblem
 from .solution import Progress, Solution, Status
@@ -29,7 +29,6 @@ Array = npt.NDArray[np.float64]
 WarmStart = Solution | tuple[npt.ArrayLike, npt.ArrayLike | None]
 
 SAME = 1e-7  # relative error up to which a layer counts as the dense one
-ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
 LEAST_ERROR_ACCURACY = 1e-9  # of a solve without penalty, relative to the loss
 SMALL_MULTIPLIER = 1e-6  # relative to the largest: where a dual point for a budget of 0 is taken
 DENSE_ACCURACY = 0.1  # of the tolerance
@@ -50,12 +49,11 @@ class Pursuit:
     ) -> None:
         self.problem, self.goal, self.controls = problem, goal, controls
         self.structure = problem.structure
-        self.allowed = problem.allowed()
         self.work_unit = 2.0 * problem.n_samples * problem.n_in * problem.n_out
         empty = empty_evaluation(problem, controls.n_threads)
         nothing = np.zeros(problem.weight.shape)
         sums = empty.sums(problem, nothing)
-        self.empty_radius = sums.radius if sums.radius > ROUNDING * target_size(problem) else 0.0
+        self.empty_radius = empty_radius(problem, sums)
         self.largest = float(sums.dual_norm.max())
         self.epsilon = 0.0
         if isinstance(goal, ErrorBudget):
@@ -189,7 +187,7 @@ class Pursuit:
         if isinstance(goal, Penalized):
             solve_penalized(rounds, goal.multiplier, tol)
         elif isinstance(goal, Sparsity):
-            if self._kept >= int(self.allowed.sum()):
+            if self._kept >= int(self.problem.allowed().sum()):
                 self._dense(rounds, tol)
             else:
                 solve_sparsity(rounds, self._kept, size, start, self.largest, tol, self.empty_radius)
@@ -205,7 +203,7 @@ class Pursuit:
         weight = self._state.weight
         if isinstance(self._warm, Solution) and self._warm.dual_weight is not None:
             kept = weight.copy()
-            weight[:] = np.where(self.allowed, self._warm.dual_weight, 0.0)
+            weight[:] = self.problem.masked(self._warm.dual_weight)
             rounds.run(multiplier, math.inf)
             weight[:] = kept
         rounds.run(multiplier, math.inf)
@@ -216,13 +214,13 @@ class Pursuit:
         Returns whether that is good enough.
         """
         multiplier = SMALL_MULTIPLIER * self.largest
-        W = np.where(self.allowed, self.problem.weight, 0.0)
+        W = self.problem.masked(self.problem.weight)
         rounds.run(multiplier, DENSE_ACCURACY * tol * multiplier * float(self.structure.values(W).sum()))
         return self._offer_dense(rounds) and rounds.gap <= SAFETY * tol
 
     def _offer_dense(self, rounds: Rounds) -> bool:
         """Offer the dense weights, which meet every budget unless the inputs changed or the mask forbids some."""
-        W = np.where(self.allowed, self.problem.weight, 0.0)
+        W = self.problem.masked(self.problem.weight)
         at = evaluate(self.problem, W, self.controls.n_threads)
         self.work += at.work
         radius = float(np.sqrt(2.0 * at.loss.sum()))
@@ -290,4 +288,4 @@ def starting_point(
         check_shape("warm_start bias", bias, (problem.n_out,), "(one per output)")
     if not problem.has_bias:
         bias = np.zeros(problem.n_out)
-    return np.where(problem.allowed(), W, 0.0), bias, duals
+    return problem.masked(W), bias, duals
