@@ -139,7 +139,7 @@ def solve_silently(
             if stopped not in (None, Status.STALLED) or solution.status is Status.OPTIMAL:
                 break
             accuracy *= 0.3
-            pursuit.leave_gram_space()
+            pursuit.sharpen()
     return solution
 
 

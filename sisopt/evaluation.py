@@ -12,7 +12,7 @@ from .certificate import RowSums, balanced, row_sums
 from .gram_statistics import WIDE, gram_statistics, input_center, is_quadratic
 from .losses import row_loss
 from .problem import LayerProblem
-from .threads import ordered_map, resolve_threads
+from .threads import available_threads, ordered_map, resolve_threads
 
 Array = npt.NDArray[np.float64]
 
@@ -85,8 +85,16 @@ def _evaluate_data(problem: LayerProblem, weight: Array, n_threads: int) -> Eval
         return float(work)
 
     chunks = problem.chunks(WIDE) if is_quadratic(problem) else problem.chunks()
+    if len(chunks) > 1:  # more arrays live here than in a solver, which spreads the cost of reading the inputs instead
+        chunks = [part for rows in chunks for part in _split(rows, problem.n_samples)]
     work = sum(ordered_map(part, chunks, n_threads))
     return Evaluation(loss, gradient, bias, rounded, good, work)
+
+
+def _split(rows: slice, n_samples: int) -> list[slice]:
+    """Return a chunk in parts whose arrays over all samples take no more than CHUNK_BYTES, or hold one neuron."""
+    size = max(1, products.CHUNK_BYTES // (8 * n_samples))
+    return [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
 
 
 def _evaluate_gram(problem: LayerProblem, weight: Array, n_threads: int) -> Evaluation:
@@ -117,14 +125,14 @@ def target_size(problem: LayerProblem) -> float:
     if problem.statistics is not None:
         s = problem.statistics
         return float(np.sqrt(s.energy.sum() + s.total_weight * (s.target_mean**2).sum()))
-    assert problem.preactivations is not None
     total = 0.0
+    v = np.ones(problem.n_samples) if problem.sample_weights is None else problem.sample_weights
     for rows in problem.chunks():
-        squares = problem.preactivations[:, rows].astype(np.float64) ** 2
-        if problem.entry_weights is not None:
-            squares *= problem.entry_weights[:, rows]
-        per_sample = squares.sum(axis=1)
-        total += float(per_sample.sum() if problem.sample_weights is None else problem.sample_weights @ per_sample)
+        z = problem.dense_rows(rows)
+        if problem.entry_weights is None:
+            total += float(np.einsum("ik,ik,k->", z, z, v))
+        else:
+            total += float(np.einsum("ik,ik,ik,k->", z, z, problem.entry_weights.T[rows], v))
     return float(np.sqrt(total))
 
 
@@ -137,21 +145,27 @@ def empty_radius(problem: LayerProblem, sums: RowSums) -> float:
 def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:
     """Return ||R(Z) - Y||_F / ||Y||_F for weights (n_out, n_in) and bias (n_out,), Y the dense layer's outputs."""
     assert problem.inputs is not None
-    assert problem.preactivations is not None
+    X, R = problem.inputs, problem.activation
     W = np.asarray(weight, dtype=np.float64)
     b = np.zeros(problem.n_out) if bias is None else np.asarray(bias, dtype=np.float64)
-    difference = reference = 0.0
-    for rows in problem.chunks():
-        z = products.forward(problem.inputs, W[rows], np.empty((W[rows].shape[0], problem.n_samples)))
+
+    def part(rows: slice) -> tuple[float, float]:
+        z = products.forward(X, W[rows], np.empty((W[rows].shape[0], problem.n_samples)))
         z += b[rows, None]
         if problem.shift is not None:
             z += problem.shift.T[rows]
-        dense = problem.preactivations.T[rows].astype(np.float64)
-        if problem.activation.couples_outputs:  # over the outputs of a sample, along the last axis
-            z, dense = z.T, dense.T
-        outputs = problem.activation.forward(dense)
-        difference += float(np.sum((problem.activation.forward(z) - outputs) ** 2))
-        reference += float(np.sum(outputs**2))
+        dense, difference, reference = problem.dense_rows(rows), 0.0, 0.0
+        for piece in problem.pieces(z.shape):
+            outputs, goal = z[piece], dense[piece]
+            if R.couples_outputs:  # over the outputs of a sample, along the last axis
+                outputs, goal = outputs.T, goal.T
+            goal = R.forward(goal)
+            difference += float(np.sum((R.forward(outputs) - goal) ** 2))
+            reference += float(np.sum(goal**2))
+        return difference, reference
+
+    errors = np.array(list(ordered_map(part, problem.chunks(), available_threads())))
+    difference, reference = errors.sum(axis=0).tolist()
     if reference == 0.0:
         return 0.0 if difference == 0.0 else float("inf")
     return float(np.sqrt(difference / reference))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .activations import MaxPool
 from .dispatch import solve
 from .goals import ErrorBudget, Penalized
+from .kernels.coordinate_descent import gather
 from .layer import sparsify
 from .penalties import SparseGroup
 from .problem import LayerProblem
 
 
 def warmup() -> None:
-    """Compile the kernels for float32 and float64 inputs, or load them from numba's cache.
+    """Compile the kernels for float32 and float64 inputs of any layout, or load them from numba's cache.
 
     The first solve of a process pays for what it needs of this otherwise: some seconds where nothing is cached yet.
     """
@@ -33,3 +36,15 @@ def warmup() -> None:
     pooled = MaxPool(np.arange(64).reshape(16, 4))
     for activation in ("softmax", "sparsemax", pooled):
         solve(LayerProblem(X, W, np.zeros(3), activation=activation), budget, n_threads=1)
+    solve(LayerProblem(X, W, activation="relu", penalty=SparseGroup("rows")), budget, n_threads=1)
+    for dtype in (np.float64, np.float32):
+        _compile_gather(dtype)
+
+
+def _compile_gather(dtype: type[np.floating[Any]]) -> None:
+    """Compile the one kernel that reads the inputs as they are given, in every layout."""
+    some = np.arange(2)
+    for inputs in (np.zeros((4, 2), dtype), np.zeros((4, 2), dtype, order="F"), np.zeros((8, 4), dtype)[::2, ::2]):
+        inputs.flags.writeable = False  # as problems keep them
+        for working in (np.float64, np.float32):
+            gather(inputs, some, some, np.zeros(2), np.empty((2, 2), working))

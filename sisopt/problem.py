@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,23 +11,30 @@ import numpy.typing as npt
 
 from . import products
 from .activations import Activation, get_activation
+from .activations.base import Elementwise
 from .batches import BatchStream
 from .errors import InvalidInputError
 from .penalties import Penalty, Structure, get_penalty
 from .sums import GramStatistics, statistics_from_sums
 from .targets import CoupledTarget, Interval, RowTarget
 from .validation import (
+    LARGEST,
     as_float_array,
     broadcast,
+    bytes_in_memory,
     check_mask,
     check_shape,
     check_size,
     check_weights,
     dense_layer,
+    largest,
     number,
 )
 
 Array = npt.NDArray[np.float64]
+
+KEPT_BYTES = 1 << 26  # of pre-activations that are kept however small the inputs are; else up to half of the inputs
+PIECE = 1 << 16  # entries of a target that are produced at a time
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -84,7 +91,6 @@ class LayerProblem:
     weight: npt.NDArray[Any]
     bias: npt.NDArray[Any] | None
     activation: Activation
-    preactivations: npt.NDArray[Any] | None
     shift: npt.NDArray[Any] | None
     tolerance: float
     fidelity: float
@@ -96,6 +102,7 @@ class LayerProblem:
     batches: BatchStream | None
     n_samples: int
     structure: Structure = field(init=False)
+    _dense: npt.NDArray[Any] | None  # the pre-activations, where they were given or are kept
     _cache: dict[str, Any] = field(compare=False)
 
     def __init__(
@@ -133,19 +140,18 @@ class LayerProblem:
             v = as_float_array("sample_weights", sample_weights, 1, dtype=np.float64)
             check_shape("sample_weights", v, (n_samples,), "(one per sample)")
             check_weights("sample_weights", v)
-        if preactivations is not None:
+        if preactivations is None:
+            Z = _kept_preactivations(X, W, b, s)
+        else:
             Z = as_float_array("preactivations", preactivations, 2)
             check_shape("preactivations", Z, data_shape, meaning)
             check_size("preactivations", Z)
-        else:
-            Z = products.dense_preactivations(X, W, b, s)
         check_size("inputs", X)
         self._set(
             inputs=X,
             weight=W,
             bias=b,
             activation=get_activation(activation),
-            preactivations=Z,
             shift=s,
             tolerance=number("tolerance", tolerance, low=0.0),
             fidelity=number("fidelity", fidelity, low=0.0),
@@ -156,6 +162,7 @@ class LayerProblem:
             statistics=None,
             batches=None,
             n_samples=n_samples,
+            _dense=Z,
             _cache={},
         )
 
@@ -273,7 +280,7 @@ class LayerProblem:
     @classmethod
     def _pose(cls, **fields: Any) -> LayerProblem:
         """Return a problem without inputs from checked fields."""
-        absent = ("inputs", "preactivations", "shift", "entry_weights", "sample_weights", "statistics", "batches")
+        absent = ("inputs", "_dense", "shift", "entry_weights", "sample_weights", "statistics", "batches")
         problem = cls.__new__(cls)
         problem._set(**{**dict.fromkeys(absent), "tolerance": 0.0, "fidelity": 0.0, "_cache": {}, **fields})
         return problem
@@ -333,30 +340,60 @@ class LayerProblem:
         """Return the chunks of output neurons that are computed together; they depend on the sizes alone."""
         if self.activation.couples_outputs:
             return [slice(0, self.n_out)]
-        return products.row_chunks(self.n_out, self.n_samples, count)
+        return products.row_chunks(self.n_out, self.n_samples, self.n_in, count)
 
-    def row_target(self, rows: slice) -> RowTarget:
-        """Produce the target of a chunk of output neurons: S - s, transposed, in float64."""
-        assert self.preactivations is not None
-        z = np.ascontiguousarray(self.preactivations.T[rows], dtype=np.float64)
-        interval = self.activation.preimage(z, self.tolerance)
-        assert isinstance(interval, Interval)
-        lo, hi = interval.lo, interval.hi
-        if self.shift is not None:
-            s = self.shift.T[rows]
-            lo, hi, z = lo - s, hi - s, z - s
-        v = np.ones(self.n_samples) if self.sample_weights is None else self.sample_weights.copy()
+    @property
+    def preactivations(self) -> npt.NDArray[Any] | None:
+        """The dense network's z, shift included, (n_samples, n_out); None without inputs.
+
+        Computed anew each time where it would take too much memory to be kept.
+        """
+        if self._dense is not None or self.inputs is None:
+            return self._dense
+        return products.dense_preactivations(self.inputs, self.weight, self.bias, self.shift)
+
+    def dense_rows(self, rows: slice) -> Array:
+        """Return the dense pre-activations, shift included, of a chunk of output neurons, (rows, n_samples), float64.
+
+        Not to be written to: they may be a view. Where they are not kept, this costs a product.
+        """
+        if self._dense is not None:
+            return np.ascontiguousarray(self._dense.T[rows], dtype=np.float64)
+        assert self.inputs is not None
+        return products.dense_rows(self.inputs, self.weight, self.bias, self.shift, rows)
+
+    def row_target(self, rows: slice, dtype: type[np.floating[Any]] = np.float64) -> RowTarget:
+        """Produce the target of a chunk of output neurons: S - s, transposed, computed in float64 and kept in dtype."""
+        z = self.dense_rows(rows)
+        lo, hi = np.empty(z.shape, dtype), np.empty(z.shape, dtype)
+        center = np.zeros((1, 1), dtype) if self.fidelity == 0 else np.empty(z.shape, dtype)
+        shift = None if self.shift is None else self.shift.T[rows]
+        for piece in self.pieces(z.shape):
+            interval = self.activation.preimage(z[piece], self.tolerance)
+            assert isinstance(interval, Interval)
+            s = 0.0 if shift is None else shift[piece]
+            np.subtract(interval.lo, s, out=lo[piece], casting="same_kind")
+            np.subtract(interval.hi, s, out=hi[piece], casting="same_kind")
+            if self.fidelity > 0:
+                np.subtract(z[piece], s, out=center[piece], casting="same_kind")
+        v = np.ones(self.n_samples, dtype) if self.sample_weights is None else self.sample_weights.astype(dtype)
         weights = v[None]
         if self.entry_weights is not None:
-            weights = self.entry_weights.T[rows] * v
-        return RowTarget(
-            lo=np.ascontiguousarray(lo),
-            hi=np.ascontiguousarray(hi),
-            center=np.array(z) if self.fidelity > 0 else np.zeros((1, 1)),
-            weights=np.array(weights, dtype=np.float64, order="C"),
-            sample_weights=v,
-            fidelity=self.fidelity,
-        )
+            weights = np.empty(z.shape, dtype)
+            given = 1.0 if self.sample_weights is None else self.sample_weights
+            np.multiply(self.entry_weights.T[rows], given, out=weights, casting="same_kind", dtype=np.float64)
+        return RowTarget(lo=lo, hi=hi, center=center, weights=weights, sample_weights=v, fidelity=self.fidelity)
+
+    def pieces(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+        """Yield pieces of (rows, n_samples) on which the activation can act alone, small where it can."""
+        rows = shape[0] if self.activation.couples_outputs else 1
+        along = shape[1]
+        if isinstance(self.activation, Elementwise):
+            along = max(1, PIECE // rows)
+        down = max(rows, PIECE // along)
+        for i in range(0, shape[0], down):
+            for k in range(0, shape[1], along):
+                yield slice(i, min(i + down, shape[0])), slice(k, min(k + along, shape[1]))
 
     def coupled_target(self) -> CoupledTarget:
         """Produce the target of an activation that couples outputs: S - s of all samples."""
@@ -380,3 +417,18 @@ class LayerProblem:
         other = LayerProblem.__new__(LayerProblem)
         other._set(**{**self.__dict__, **changes})
         return other
+
+
+def _kept_preactivations(
+    X: npt.NDArray[Any], W: npt.NDArray[Any], b: npt.NDArray[Any] | None, s: npt.NDArray[Any] | None
+) -> npt.NDArray[Any] | None:
+    """Return the dense pre-activations, (n_samples, n_out), or None where they would take too much memory; checked."""
+    if 8 * X.shape[0] * W.shape[0] <= max(KEPT_BYTES, bytes_in_memory(X) // 2):
+        return products.dense_preactivations(X, W, b, s)
+    with np.errstate(over="ignore"):
+        reach = largest(X) * float(np.abs(W).sum(axis=1, dtype=np.float64).max())
+    reach += sum(largest(part) for part in (b, s) if part is not None)
+    if not reach <= LARGEST:  # then products tell
+        for rows in products.row_chunks(W.shape[0], *X.shape):
+            check_size("inputs, or their products with weight,", products.dense_rows(X, W, b, s, rows))
+    return None

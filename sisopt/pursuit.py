@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,17 +12,21 @@ import numpy.typing as npt
 
 from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound
 from .errors import InfeasibleBudgetError, InvalidInputError
-from .evaluation import empty_evaluation, empty_radius, evaluate
+from .evaluation import empty_evaluation, empty_radius, evaluate, target_size
 from .goals import ErrorBudget, Goal, Penalized, Sparsity
+from .gram_statistics import is_quadratic
 from .problem import LayerProblem
 from .solution import Progress, Solution, Status
 from .solvers.choice import data_solver, row_solver
+from .solvers.forward_backward import DataRows
 from .solvers.multiplier import SAFETY, count_slack, solve_budget, solve_penalized, solve_sparsity
+from .solvers.precision import working_dtype
 from .solvers.quadratic import QuadraticRows
 from .solvers.quadratic_groups import QuadraticGroups
 from .solvers.quadratic_line import QuadraticLine
 from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
 from .solvers.rows import Limits, State
+from .thinning import thinned, thinned_samples
 from .validation import as_float_array, check_shape
 
 Array = npt.NDArray[np.float64]
@@ -32,6 +37,8 @@ SAME = 1e-7  # relative error up to which a layer counts as the dense one
 LEAST_ERROR_ACCURACY = 1e-9  # of a solve without penalty, relative to the loss
 SMALL_MULTIPLIER = 1e-6  # relative to the largest: where a dual point for a budget of 0 is taken
 DENSE_ACCURACY = 0.1  # of the tolerance
+COARSE_PER_INPUT, COARSENING = 16, 8  # samples to start on: so many per input at least, and this part of all
+COARSE_TOL = 2e-3  # gap of the answer on them
 
 
 class Pursuit:
@@ -68,6 +75,7 @@ class Pursuit:
             self._warm_up(warm_start)
         self._rounds: Rounds | None = None
         self._solver: RowSolver | None = None
+        self._coarse_multiplier: float | None = None
 
     @property
     def history(self) -> list[Progress]:
@@ -104,7 +112,9 @@ class Pursuit:
             multiplier = self.goal.multiplier if isinstance(self.goal, Penalized) else self.largest
             return Iterate(np.zeros(self.problem.weight.shape), multiplier), None
         if self._solver is None or self._rounds is None:
-            self._solver = row_solver(self.problem, self._state, self.controls.n_threads)
+            if self._warm is None:
+                self._start_coarse()
+            self._solver = row_solver(self.problem, self._state, self.controls.n_threads, self._dtype(tol))
             score = partial(_score, self.goal, self.epsilon)  # no bound method: a cycle would outlive the solve
             self._rounds = Rounds(
                 self._solver, self.controls, score, self.work_unit, keep_last=isinstance(self.goal, Sparsity)
@@ -120,13 +130,56 @@ class Pursuit:
             self._offer_dense(rounds)
         return rounds.best or rounds.latest(), stopped
 
-    def leave_gram_space(self) -> None:
-        """Go on over the data: residuals keep digits that differences of sums lose."""
-        in_gram_space = isinstance(self._solver, QuadraticRows | QuadraticGroups | QuadraticLine)
-        if in_gram_space and self.problem.inputs is not None:
+    def sharpen(self) -> None:
+        """Go on over the data in float64: that keeps digits which differences of sums, and float32, lose."""
+        if not isinstance(self._solver, QuadraticRows | QuadraticGroups | QuadraticLine | DataRows):
+            return
+        exact = isinstance(self._solver, DataRows) and self._solver.dtype == np.float64
+        if not exact and self.problem.inputs is not None:
             self._solver = data_solver(self.problem, self._state, self.controls.n_threads)
             if self._rounds is not None:
-                self._rounds.solver, self._rounds.stalls = self._solver, 0
+                self._rounds.replace_solver(self._solver)
+
+    def _dtype(self, tol: float) -> np.dtype[Any]:
+        """Return the precision in which to begin."""
+        if self.problem.inputs is None or is_quadratic(self.problem):
+            return np.dtype(np.float64)
+        goal = self.goal
+        if isinstance(goal, ErrorBudget):
+            error = self.epsilon / self.empty_radius
+        elif isinstance(goal, Sparsity):
+            error = 0.1 * goal.sparsity**2
+        else:
+            error = goal.multiplier / self.largest
+        return working_dtype(self.problem, tol, error, self.empty_radius, target_size(self.problem))
+
+    def _start_coarse(self) -> None:
+        """Start from the answer on part of the samples, where these are many."""
+        if self.problem.inputs is None or is_quadratic(self.problem) or self.problem.activation.couples_outputs:
+            return
+        n = self.problem.n_samples
+        samples = thinned_samples(n, max(COARSE_PER_INPUT * self.problem.n_in, n // COARSENING))
+        if samples is None:
+            return
+        part = thinned(self.problem, samples)
+        share = part.total_weight / self.problem.total_weight
+        goal: Goal = self.goal
+        if isinstance(goal, Penalized):
+            goal = Penalized(share * goal.multiplier)
+        elif isinstance(goal, ErrorBudget):
+            goal = ErrorBudget(relative_error=self.epsilon / self.empty_radius)
+        left = replace(self.controls, callback=None)
+        try:
+            coarse = Pursuit(part, goal, left, None)
+            iterate, _ = coarse.run(COARSE_TOL)
+        except InfeasibleBudgetError:
+            return
+        self.work += coarse.work
+        state = self._state
+        state.iterations += coarse.n_iterations
+        state.weight[:], state.bias[:] = iterate.weight, coarse._state.bias
+        state.value[:] = self.structure.values(state.weight)
+        self._coarse_multiplier = min(iterate.multiplier / share, self.largest)
 
     def _empty_is_optimal(self) -> bool:
         if self.empty_radius == 0.0:
@@ -166,6 +219,8 @@ class Pursuit:
             return self.goal.multiplier
         if isinstance(self._warm, Solution) and 0.0 < self._warm.multiplier < self.largest:
             return self._warm.multiplier
+        if self._coarse_multiplier is not None:
+            return self._coarse_multiplier
         if isinstance(self.goal, Sparsity):
             return self.largest * max(0.02, 0.25 * self.goal.sparsity**2)
         relative = self.epsilon / self.empty_radius
@@ -184,17 +239,19 @@ class Pursuit:
             self._measure_warm_start(rounds, start)
             if rounds.gap <= SAFETY * tol and self.count_is_right(self._state.weight):
                 return
+        near = self._coarse_multiplier is not None
         if isinstance(goal, Penalized):
             solve_penalized(rounds, goal.multiplier, tol)
         elif isinstance(goal, Sparsity):
             if self._kept >= int(self.problem.allowed().sum()):
                 self._dense(rounds, tol)
             else:
-                solve_sparsity(rounds, self._kept, size, start, self.largest, tol, self.empty_radius)
+                solve_sparsity(rounds, self._kept, size, start, self.largest, tol, self.empty_radius, near=near)
         elif not (self._exact and self._dense(rounds, tol)):
             solve_budget(
-                rounds, self.epsilon, start, self.largest, tol, self.empty_radius, lambda: self._least_error(rounds)
-            )
+                rounds, self.epsilon, start, self.largest, tol, self.empty_radius, lambda: self._least_error(rounds),
+                near=near,
+            )  # fmt: skip
             if rounds.best is None:
                 self._least_error(rounds)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from .errors import InvalidInputError
 
 PER_SAMPLE = ("inputs", "preactivations", "shift", "entry_weights", "sample_weights")
 LARGEST = 1e70  # products of two squares of such numbers, summed over all samples, are still finite
-_CHECK_ENTRIES = 1 << 22  # entries examined at a time, so that a check never costs a copy
+_CHECK_ENTRIES = 1 << 20  # entries examined at a time, so that a check never costs a copy
 
 
 def as_float_array(
@@ -50,28 +52,47 @@ def as_float_array(
 
 def check_finite(name: str, array: npt.NDArray[Any]) -> None:
     """Raise if an entry is NaN or infinite, naming the first one; a few rows at a time."""
-    if array.ndim == 0:
-        array = array.reshape(1)
-    rows = max(1, _CHECK_ENTRIES // max(1, math.prod(array.shape[1:])))
-    for start in range(0, array.shape[0], rows):
-        finite = np.isfinite(array[start : start + rows])
+    for start, block in _row_blocks(array):
+        finite = np.isfinite(block)
         if not finite.all():
             index = np.argwhere(~finite)[0]
-            index[0] += start
-            place = ", ".join(map(str, index))
+            place = ", ".join(map(str, [start + index[0], *index[1:]]))
             advice = "; remove or impute such samples" if name in PER_SAMPLE else ""
-            msg = f"{name} must be finite, got {array[tuple(index)]} at [{place}]{advice}"
+            msg = f"{name} must be finite, got {block[tuple(index)]} at [{place}]{advice}"
             raise InvalidInputError(msg)
 
 
 def check_size(name: str, array: npt.NDArray[Any]) -> None:
-    """Raise if entries are so large that their squares overflow on the way; a few rows at a time."""
+    """Raise if entries are so large that their squares overflow on the way."""
+    size = largest(array)
+    if not size <= LARGEST:
+        msg = f"{name} must be at most {LARGEST:g} in size, got {size:g}: squares overflow, scale them down"
+        raise InvalidInputError(msg)
+
+
+def largest(array: npt.NDArray[Any]) -> float:
+    """Return the largest absolute value, 0 of nothing, NaN where there is one; a few rows at a time."""
+    ends = [(block.min(initial=0.0), block.max(initial=0.0)) for _, block in _row_blocks(array)]
+    return float(np.abs(np.array(ends, dtype=np.float64)).max(initial=0.0))
+
+
+def _row_blocks(array: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yield an array a few rows at a time, with the number of the first."""
+    if array.ndim == 0:
+        array = array.reshape(1)
     rows = max(1, _CHECK_ENTRIES // max(1, math.prod(array.shape[1:])))
     for start in range(0, array.shape[0], rows):
-        largest = float(np.max(np.abs(array[start : start + rows]), initial=0.0))
-        if not largest <= LARGEST:
-            msg = f"{name} must be at most {LARGEST:g} in size, got {largest:g}: squares overflow, scale them down"
-            raise InvalidInputError(msg)
+        yield start, array[start : start + rows]
+
+
+def bytes_in_memory(array: npt.NDArray[Any]) -> int:
+    """Return what an array takes of memory: nothing where a file backs it."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if isinstance(owner, np.memmap):
+            return 0
+        owner = owner.base
+    return 0 if isinstance(owner, mmap.mmap) else array.nbytes
 
 
 def check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...], meaning: str) -> None:
@@ -138,10 +159,14 @@ def dense_layer(
 
 def check_weights(name: str, array: npt.NDArray[Any]) -> None:
     """Raise unless the weights of a sum are non-negative and not all zero."""
-    if (array < 0).any():
-        msg = f"{name} must not be negative, got a least entry of {array.min():g}"
-        raise InvalidInputError(msg)
-    if not (array > 0).any():
+    positive = False
+    for _, block in _row_blocks(array):
+        least = block.min()
+        if least < 0:
+            msg = f"{name} must not be negative, got an entry of {least:g}"
+            raise InvalidInputError(msg)
+        positive = positive or block.max() > 0
+    if not positive:
         msg = f"{name} must not all be zero"
         raise InvalidInputError(msg)
 

@@ -49,6 +49,7 @@ def bits(solution):
 def wide_layer(make_layer, monkeypatch):
     """Return the builder of layers with several chunks of neurons and several blocks of samples."""
     monkeypatch.setattr(products, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(products, "MIN_BLOCK", 64)
 
     def build(activation="relu", **options):
         layer = make_layer(activation, n=300, n_in=12, n_out=20, **options)

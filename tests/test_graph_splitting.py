@@ -334,6 +334,7 @@ def state(run):
 @pytest.mark.parametrize("per", ["batch", "neuron"])
 def test_same_bits_for_any_number_of_threads(per, monkeypatch):
     monkeypatch.setattr(products, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(products, "MIN_BLOCK", 64)
     runs = []
     for n_threads in (1, 2, 3):
         problem = small_problem("relu", n_out=20, dtype=np.float32)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 
 from sisopt import ConvergenceWarning, ErrorBudget, LayerProblem, Sparsity, products, solve
 from sisopt.solvers import forward_backward
+from sisopt.validation import check_finite, check_size, check_weights
 
 SIZES = 5000, 512, 256  # samples, inputs, outputs
 TIGHT = ErrorBudget(relative_error=0.1)
@@ -117,6 +119,40 @@ def test_inputs_are_never_copied_whole(arrays, activation, order):
 
     peak, *_ = peak_and_left(run)
     assert peak < X.nbytes / 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "order", "mode"),
+    [(np.float32, "C", "r+"), (np.float32, "F", "r"), (np.float64, "C", "r"), (np.float64, "F", "r+")],
+)
+@pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
+def test_inputs_in_a_file_stay_there(tmp_path, dtype, order, mode):
+    n, n_in, n_out = 400_000, 64, 1
+    rng = np.random.default_rng(2)
+    written = np.memmap(tmp_path / "inputs", dtype, "w+", shape=(n, n_in), order=order)
+    for start in range(0, n, 10_000):
+        written[start : start + 10_000] = rng.standard_normal((10_000, n_in))
+    written.flush()
+    before = zlib.crc32((tmp_path / "inputs").read_bytes())
+    X = np.memmap(tmp_path / "inputs", dtype, mode, shape=(n, n_in), order=order)
+    W, b = rng.standard_normal((n_out, n_in)).astype(dtype), np.zeros(n_out, dtype)
+
+    def run():
+        problem = LayerProblem(X, W, b, activation="relu")
+        return solve(problem, ErrorBudget(relative_error=0.5), max_iterations=4, n_threads=1)
+
+    peak, *_ = peak_and_left(run)
+    assert peak < n * n_in * 4 / 2
+    assert zlib.crc32((tmp_path / "inputs").read_bytes()) == before
+
+
+def test_checks_of_arrays_copy_none_of_them():
+    array = np.ones((1_000_000, 16))
+    for order in "CF":
+        given = np.asarray(array, order=order)
+        for check in (check_finite, check_size, check_weights):
+            peak, *_ = peak_and_left(lambda check=check, given=given: check("inputs", given))
+            assert peak < given.nbytes / 32
 
 
 def run_fresh(code):

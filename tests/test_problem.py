@@ -8,7 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from sisopt import ErrorBudget, LayerProblem, Penalized, Sparsity, WeightedL1, get_activation, solve
+from sisopt import ErrorBudget, InvalidInputError, LayerProblem, Penalized, Sparsity, WeightedL1, get_activation, solve
+from sisopt.evaluation import output_error
 
 N, N_IN, N_OUT = 70, 8, 5
 
@@ -126,6 +127,67 @@ def test_target_of_a_chunk_is_the_preimage_less_the_shift(activation, tolerance)
     for array in (target.lo, target.hi, target.center, target.weights):
         assert array.flags.c_contiguous
         assert array.dtype == np.float64
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "tanh", "hard_tanh"])
+def test_target_in_float32_is_the_rounded_one(activation):
+    rng = np.random.default_rng(1)
+    options = {"shift": rng.standard_normal(N_OUT), "entry_weights": rng.uniform(0.1, 1.0, (N, N_OUT))}
+    problem = LayerProblem(*arrays(), activation=activation, fidelity=0.5, **options)
+    exact, rounded = problem.row_target(slice(1, 4)), problem.row_target(slice(1, 4), np.float32)
+    for name in ("lo", "hi", "center", "weights", "sample_weights"):
+        array = getattr(rounded, name)
+        assert array.dtype == np.float32
+        assert array.flags.c_contiguous
+        np.testing.assert_array_equal(array, getattr(exact, name).astype(np.float32))
+    assert (rounded.lo <= rounded.hi).all()
+    np.testing.assert_array_equal(rounded.lo == rounded.hi, exact.lo == exact.hi)
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    """Return a function that poses a problem whose pre-activations take too much memory to be kept."""
+
+    def pose(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("sisopt.problem.KEPT_BYTES", 0)
+            patch.setattr("sisopt.problem.bytes_in_memory", lambda array: 0)
+            return LayerProblem(*arguments, **options)
+
+    return pose
+
+
+@pytest.mark.parametrize("shift", [None, 0.5, "all"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_preactivations_that_are_not_kept_have_the_same_bits(nothing_kept, shift, dtype):
+    rng = np.random.default_rng(1)
+    X, W, b = rng.standard_normal((300, 40)).astype(dtype), rng.standard_normal((70, 40)).astype(dtype), np.ones(70)
+    s = rng.standard_normal((300, 70)) if shift == "all" else shift
+    kept, anew = (pose(X, W, b, shift=s, activation="relu") for pose in (LayerProblem, nothing_kept))
+    assert kept.preactivations is kept.preactivations
+    assert anew.preactivations is not anew.preactivations
+    np.testing.assert_array_equal(anew.preactivations, kept.preactivations)
+    for rows in (slice(0, 70), slice(3, 4), slice(5, 31), *kept.chunks()):
+        np.testing.assert_array_equal(anew.dense_rows(rows), kept.preactivations.T[rows])
+        np.testing.assert_array_equal(anew.row_target(rows).hi, kept.row_target(rows).hi)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "softmax"])
+@pytest.mark.parametrize("method", ["forward-backward", "douglas-rachford", "sis"])
+def test_answers_have_the_same_bits_whether_preactivations_are_kept_or_not(nothing_kept, activation, method):
+    problems = [pose(*arrays(), activation=activation) for pose in (LayerProblem, nothing_kept)]
+    goal = ErrorBudget(relative_error=0.4)
+    kept, anew = (solve(problem, goal, method=method, tol=1e-2) for problem in problems)
+    np.testing.assert_array_equal(anew.weight, kept.weight)
+    assert anew.gap == kept.gap
+    errors = [output_error(problem, kept.weight, kept.bias) for problem in problems]
+    assert errors[0] == errors[1]
+
+
+def test_overflowing_preactivations_are_refused_where_they_are_not_kept(nothing_kept):
+    with pytest.raises(InvalidInputError, match="products with weight"):
+        nothing_kept(np.full((3, 2), 1e60), np.full((1, 2), 1e60))
+    nothing_kept(np.full((3, 2), 1e60), [[1e60, -1e60]])  # a bound that is too large is no refusal
 
 
 @pytest.mark.parametrize("shape", [(), (N, 1), (N_OUT,), (N, N_OUT)], ids=str)

@@ -18,6 +18,7 @@ LAYOUTS = ["plain", "fortran", "strided", "read-only"]
 def small_blocks(monkeypatch):
     """Make every block as small as they get, so that a few samples fill several."""
     monkeypatch.setattr(products, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(products, "MIN_BLOCK", 64)
 
 
 def data(n=200, n_in=7, dtype=np.float64, layout="plain", seed=0):
@@ -48,7 +49,7 @@ def test_block_holds_no_more_than_its_bytes():
 
 @pytest.mark.parametrize(("n_rows", "n_samples"), [(1, 1), (8, 10), (9, 10**4), (500, 3), (1000, 10**5), (3, 10**9)])
 def test_chunks_cover_every_row_once_and_in_order(n_rows, n_samples):
-    chunks = products.row_chunks(n_rows, n_samples)
+    chunks = products.row_chunks(n_rows, n_samples, 8)
     np.testing.assert_array_equal(np.concatenate([np.arange(n_rows)[chunk] for chunk in chunks]), np.arange(n_rows))
     for chunk in chunks:
         rows = chunk.stop - chunk.start

@@ -162,6 +162,44 @@ def lasso(H, r, x, thresholds, tolerance, max_rounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def model_rows(rows, weight, gradient, thresholds, metric, scales, near, ridge, accuracy, max_rounds, direction, work):
+    """Write the directions of the lasso models of the listed rows in one metric, and the work spent on each.
+
+    Row ``i = rows[a]`` minimises C_a'd + scales_a / 2 d'Md + sum_j t_ij |w_ij + d_j| over the columns with a weight or
+    with |C_aj| > near t_ij; M is the ``metric`` plus ``ridge`` times its diagonal. ``direction`` (rows, m) is zero
+    elsewhere. Stops as `lasso` does, at ``accuracy`` times the violation that it starts from.
+    """
+    for a in range(rows.size):
+        w, c, t = weight[rows[a]], gradient[a], thresholds[rows[a]]
+        columns = np.flatnonzero((w != 0.0) | (np.abs(c) > near * t))
+        m = columns.size
+        unit = np.empty(m)  # of coordinates in which violations compare
+        g, x, bars = np.empty(m), np.empty(m), np.empty(m)
+        violation = 0.0
+        for p in range(m):
+            j = columns[p]
+            h = scales[a] * (1.0 + ridge) * metric[j, j]
+            unit[p] = 1.0 / np.sqrt(h) if h > 0.0 else 1.0
+            g[p], x[p], bars[p] = c[j] * unit[p], w[j] / unit[p], t[j] * unit[p]
+            if x[p] != 0.0:
+                violation = max(violation, abs(g[p] + np.sign(x[p]) * bars[p]))
+            else:
+                violation = max(violation, abs(g[p]) - bars[p])
+        H = np.empty((m, m))
+        for p in range(m):
+            row = metric[columns[p]]
+            factor = scales[a] * unit[p]
+            for q in range(m):
+                H[p, q] = factor * unit[q] * row[columns[q]]
+            H[p, p] *= 1.0 + ridge
+        work[a] = lasso(H, g, x, bars, accuracy * violation, max_rounds)
+        direction[a] = 0.0
+        for p in range(m):
+            j = columns[p]
+            direction[a, j] = -w[j] if x[p] == 0.0 else x[p] * unit[p] - w[j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
 def block_sweeps(H, Q, W, thresholds, n_sweeps):
     """Sweep coordinate descent over many lasso problems that share H, in place, a block of coordinates at a time.
 

@@ -7,7 +7,8 @@ Notation, for one row with samples k = 1..n and target S_k = [lo_k, hi_k]:
     phi'_k  = w_k e_k + beta v_k (z_k - c_k)                                 gradient
 
 ``weights`` (w) has shape (rows, n), or (1, n) when all rows share it; ``sample_weights`` (v) has shape (n,);
-``center`` (c) is read only where ``beta > 0`` and may be a (1, 1) dummy otherwise.
+``center`` (c) is read only where ``beta > 0`` and may be a (1, 1) dummy otherwise. These arrays and z are of one dtype,
+float32 or float64; sums over samples are float64.
 
 Both searches below look for the root of a function of one variable that is piecewise linear and never decreases, by
 Newton's method inside a bracket: exact as soon as the root's own piece is reached.
@@ -20,8 +21,16 @@ from numba import njit
 
 FAST = {"reassoc", "contract", "nsz"}  # lets sums vectorise; infinities, which the intervals hold, keep their meaning
 MAX_ROOT_STEPS = 60
-ROOT_ACCURACY = 1e-14  # of the sum whose terms cancel at the root
+ROOT_ACCURACY = 50.0  # units of rounding, of the sum whose terms cancel at the root
 MAX_EXTRAPOLATION = 32.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def _rounded(value, like):
+    """Return a number in the dtype of an array: mixed arithmetic would not vectorise."""
+    out = np.empty(1, like.dtype)
+    out[0] = value
+    return out[0]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
@@ -32,6 +41,7 @@ def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradie
     """
     n = z.shape[1]
     shared = weights.shape[0] == 1
+    fidelity = _rounded(beta, z)
     for i in rows:
         w = weights[0] if shared else weights[i]
         total = 0.0
@@ -44,7 +54,7 @@ def gradient_rows(rows, z, lo, hi, weights, sample_weights, center, beta, gradie
         if beta > 0.0:
             for k in range(n):
                 offset = z[i, k] - center[i, k]
-                pull = beta * sample_weights[k] * offset
+                pull = fidelity * sample_weights[k] * offset
                 gradient[i, k] += pull
                 total += pull * offset
         phi[i] = 0.5 * total
@@ -56,8 +66,9 @@ def _shift_slope(z, t, lo, hi, w):
     slope = 0.0
     curvature = 0.0
     size = 0.0
+    shift = _rounded(t, z)
     for k in range(z.size):
-        value = z[k] + t
+        value = z[k] + shift
         pull = w[k] * (value - min(max(value, lo[k]), hi[k]))
         slope += pull
         size += abs(pull)
@@ -97,7 +108,7 @@ def _best_shift(z, lo, hi, w, v, center, beta, anchor):
             return (t if t == anchor else _nearest_free(z, lo, hi, w, anchor)), passes + 1
         pull = linear + quadratic * t
         slope += pull
-        if abs(slope) <= ROOT_ACCURACY * (size + abs(pull)):
+        if abs(slope) <= ROOT_ACCURACY * np.finfo(z.dtype).eps * (size + abs(pull)):
             return t, passes
         if slope > 0.0:
             right = t
@@ -122,10 +133,11 @@ def refit_bias_rows(rows, z, lo, hi, weights, sample_weights, center, beta, bias
         c = center[i] if beta > 0.0 else center[0]
         t, count = _best_shift(z[i], lo[i], hi[i], w, sample_weights, c, beta, anchor[i] - bias[i])
         passes += count
-        if t != 0.0:
-            bias[i] += t
+        shift = _rounded(t, z)
+        if shift != 0.0:
+            bias[i] += shift
             for k in range(z.shape[1]):
-                z[i, k] += t
+                z[i, k] += shift
     return passes
 
 
@@ -150,11 +162,13 @@ def _step_slope(z, step, alpha, lo, hi, w):
     """Return d/dalpha and d2/dalpha2 of 1/2 sum w e(z + alpha step)^2."""
     slope = 0.0
     curvature = 0.0
+    factor = _rounded(alpha, z)
     for k in range(z.size):
-        value = z[k] + alpha * step[k]
+        value = z[k] + factor * step[k]
         e = value - min(max(value, lo[k]), hi[k])
-        slope += w[k] * e * step[k]
-        curvature += w[k] * step[k] * step[k] if e != 0.0 else 0.0
+        pull = w[k] * step[k]
+        slope += pull * e
+        curvature += pull * step[k] if e != 0 else 0
     return slope, curvature
 
 
@@ -183,27 +197,26 @@ def _penalty_slopes(x, direction, alpha, thresholds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
-def line_search(z, step, lo, hi, w, v, center, beta, x, direction, thresholds, accuracy):
+def line_search(z, step, lo, hi, w, v, center, beta, slope, x, direction, thresholds, accuracy):
     """Minimise phi(z + alpha step) + sum_j thresholds_j |x_j + alpha direction_j| over alpha in (0, 32].
 
-    The full step 1 is tried first and kept where it is the minimiser up to ``accuracy`` times the slope at 0.
-    Returns alpha (0 where the step does not descend) and the passes over z.
+    ``slope`` is that of phi at 0. The full step 1 is tried first and kept where it is the minimiser up to ``accuracy``
+    times the slope at 0. Returns alpha (0 where the step does not descend) and the passes over z.
     """
+    start = slope + _penalty_slopes(x, direction, 0.0, thresholds)[1]
+    if not start < 0.0:
+        return 0.0, 0
     linear = 0.0
     quadratic = 0.0
     if beta > 0.0:
         for k in range(z.size):
             linear += beta * v[k] * (z[k] - center[k]) * step[k]
             quadratic += beta * v[k] * step[k] * step[k]
-    start, _ = _step_slope(z, step, 0.0, lo, hi, w)
-    start += linear + _penalty_slopes(x, direction, 0.0, thresholds)[1]
-    if not start < 0.0:
-        return 0.0, 1
     tolerance = accuracy * -start
     left = 0.0
     right = np.inf
     alpha = 1.0
-    passes = 1
+    passes = 0
     for _ in range(MAX_ROOT_STEPS):
         slope, curvature = _step_slope(z, step, alpha, lo, hi, w)
         slope += linear + quadratic * alpha
@@ -230,3 +243,38 @@ def line_search(z, step, lo, hi, w, v, center, beta, x, direction, thresholds, a
             return alpha, passes
         alpha = proposal
     return left, passes
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=FAST)
+def search_rows(
+    rows, z, step, shift, lo, hi, weights, sample_weights, center, beta, slopes, weight, direction, thresholds,
+    accuracy, bias, alphas,
+):  # fmt: skip
+    """Search along the directions of the listed rows and go where it leads; return the passes over rows.
+
+    Row ``rows[a]`` moves its ``weight`` by alphas[a] * direction[a], its ``bias`` by alphas[a] * shift[a] and its z by
+    alphas[a] * step[a]; ``slopes[a]`` is the slope of phi there. A full step to zero ends at zero exactly.
+    """
+    shared = weights.shape[0] == 1
+    passes = 0
+    for a in range(rows.size):
+        i = rows[a]
+        w = weights[0] if shared else weights[i]
+        c = center[i] if beta > 0.0 else center[0]
+        alpha, count = line_search(
+            z[i], step[a], lo[i], hi[i], w, sample_weights, c, beta, slopes[a], weight[i], direction[a],
+            thresholds[i], accuracy,
+        )  # fmt: skip
+        passes += count
+        alphas[a] = alpha
+        if alpha == 0.0:
+            continue
+        bias[i] += alpha * shift[a]
+        for j in range(weight.shape[1]):
+            d = direction[a, j]
+            if d != 0.0:
+                weight[i, j] = 0.0 if alpha == 1.0 and weight[i, j] == -d else weight[i, j] + alpha * d
+        factor = _rounded(alpha, z)
+        for k in range(z.shape[1]):
+            z[i, k] += factor * step[a, k]
+    return passes

@@ -16,27 +16,31 @@ Y. Sun, M. A. Saunders, "Proximal Newton-type methods for minimizing composite f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import products
 from ..certificate import penalized_row_gaps, row_sums
-from ..gram_statistics import input_center, input_gram
-from ..kernels.intervals import gradient_rows, line_search, refit_bias_rows
+from ..kernels.coordinate_descent import model_rows
+from ..kernels.intervals import gradient_rows, refit_bias_rows, search_rows
 from ..problem import LayerProblem
 from ..targets import RowTarget
 from ..threads import ordered_map
-from .newton import HessianKeeper, HessianSource, RowHessian, RowMemory
-from .rows import Limits, State, model_step, moved, scaled_thresholds, square
+from .metric import Metric, input_metric
+from .newton import HessianKeeper, HessianSource, RowHessian, RowsMemory
+from .rows import MAX_MODEL_ROUNDS, MODEL_ACCURACY, Limits, State, model_step, scaled_thresholds, square
 
 Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
+Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
 
 HESSIAN_BYTES = 256 << 20  # for the Hessians of all rows together
+CHUNK_BYTES = 64 << 20  # for the chunks of all rows, where they are kept from one solve to the next
 NEAR = 0.95  # columns with a correlation above this fraction of the threshold join a row's model
 WIDE = 0.6  # and above this one its Hessian
-RIDGE = 1e-9  # relative to the Gram matrix's diagonal: curvature for columns that no active sample sees
 LINE_ACCURACY = 0.1
 LEAST_SCALE = 0.01
 
@@ -48,44 +52,49 @@ class _Chunk:
     target: RowTarget
     weight: Array  # (rows, n_in), a view of the state
     bias: Array  # (rows,), a view of the state
-    z: Array
-    scratch: Array  # the gradient, then the step in z
-    active: npt.NDArray[np.bool_]
+    thresholds: Array  # (rows, n_in)
+    z: Floats
+    scratch: Floats  # the gradient, then the step in z
+    active: Flags
     loss: Array  # (rows,)
-    memory: list[RowMemory]
+    memory: RowsMemory
+    keeper: HessianKeeper
+    left: tuple[Array, Array] | None = None  # weight and bias at which the last solve left z
     work: float = 0.0
 
-    def row_weights(self, i: int) -> Array:
-        weights: Array = self.target.weights[i if self.target.weights.shape[0] > 1 else 0]
+    def row_weights(self, i: int) -> Floats:
+        weights: Floats = self.target.weights[i if self.target.weights.shape[0] > 1 else 0]
         return weights
 
 
 @dataclass
 class DataRows:
-    """Solves of all rows over the data; see the module's docstring."""
+    """Solves of all rows over the data, in a precision; see the module's docstring."""
 
     problem: LayerProblem
     state: State
     n_threads: int
-    _memory: list[list[RowMemory]] = field(init=False)
+    dtype: np.dtype[Any] = np.dtype(np.float64)
+    _metric: Metric = field(init=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
         assert problem.inputs is not None
-        gram, work = input_gram(problem, self.n_threads)
+        self._metric, work = input_metric(problem, self.dtype, self.n_threads)
         self.state.work += work
         uniform = problem.entry_weights is None
-        v = np.ones(problem.n_samples) if problem.sample_weights is None else problem.sample_weights
-        top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
-        center = input_center(problem)
         weighted = not uniform or problem.sample_weights is not None
-        self._source = HessianSource(problem.inputs, center, gram, v, uniform, weighted)
-        self._metric = (top + problem.fidelity) * gram if top + problem.fidelity != 1.0 else gram
-        self._ridge = RIDGE * top * np.diagonal(gram)
+        self._source = HessianSource(problem.inputs, self._metric, uniform, weighted)
+        self._top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
+        self._ridge = self._metric.ridge * self._top * np.diagonal(self._metric.gram).astype(np.float64)
         self._structure = problem.structure
         chunks = problem.chunks()
-        self._memory = [[RowMemory() for _ in range(rows.stop - rows.start)] for rows in chunks]
-        self._keeper = HessianKeeper(self._source, HESSIAN_BYTES // len(chunks))
+        sizes = [rows.stop - rows.start for rows in chunks]
+        self._chunks: list[_Chunk | None] = [None] * len(chunks)
+        entry = 4 * self.dtype.itemsize + 1
+        self._keeps = entry * problem.n_samples * problem.n_out <= CHUNK_BYTES
+        self._memory = [RowsMemory(n) for n in sizes]
+        self._keepers = [HessianKeeper(self._source, HESSIAN_BYTES // len(chunks), n) for n in sizes]
 
     def solve(self, multiplier: float | Array, tolerances: Array, limits: Limits) -> None:
         """Bring the penalised gap of every row to its tolerance (n_out,), or stop at a limit.
@@ -95,54 +104,62 @@ class DataRows:
         """
         multipliers = np.broadcast_to(np.asarray(multiplier, dtype=np.float64), tolerances.shape)
 
-        def part(item: tuple[slice, list[RowMemory]]) -> tuple[int, float]:
-            return self._solve_chunk(*item, multipliers[item[0]], tolerances[item[0]], limits)
+        def part(item: tuple[int, slice]) -> tuple[int, float]:
+            number, rows = item
+            chunk = self._open(number, rows, multipliers[rows])
+            iterations = self._solve_chunk(chunk, rows, multipliers[rows], tolerances[rows], limits)
+            if self._keeps:
+                chunk.left = chunk.weight.copy(), chunk.bias.copy()
+                self._chunks[number] = chunk
+            return iterations, chunk.work
 
         iterations = 0
-        jobs = zip(self.problem.chunks(), self._memory, strict=True)
-        for count, work in ordered_map(part, jobs, self.n_threads, limits.cancelled.set):
+        for count, work in ordered_map(part, enumerate(self.problem.chunks()), self.n_threads, limits.cancelled.set):
             iterations = max(iterations, count)
             self.state.work += work
         self.state.iterations += iterations
 
     def _solve_chunk(
-        self, rows: slice, memory: list[RowMemory], multipliers: Array, tolerances: Array, limits: Limits
-    ) -> tuple[int, float]:
+        self, chunk: _Chunk, rows: slice, multipliers: Array, tolerances: Array, limits: Limits
+    ) -> int:
         structure = self._structure.rows(rows)
-        thresholds = scaled_thresholds(structure.factors, multipliers)
         penalized = bool(multipliers.all())
-        chunk = self._open(rows, memory)
         live = np.arange(chunk.bias.size)
-        for row in memory:
-            row.begin()
+        chunk.memory.begin()
+        iteration = 0
         for iteration in range(limits.iterations + 1):
             C = self._gradient(chunk, live)
             sums = row_sums(chunk.weight[live], C, chunk.loss[live], structure.rows(live))
             self.state.put(rows.start + live, sums)
             if penalized:
                 gaps = penalized_row_gaps(sums, multipliers[live])
-                gains = [memory[i].see(gap) for i, gap in zip(live.tolist(), gaps.tolist(), strict=True)]
-                keep = (gaps > tolerances[live]) & np.array(gains, np.bool_)
+                keep = (gaps > tolerances[live]) & chunk.memory.see(live, gaps)
                 live, C = live[keep], C[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():
                 break
-            live = self._step(chunk, live, C, thresholds, tolerances, not penalized)
+            live = self._step(chunk, live, C, tolerances, not penalized)
             if live.size == 0:
                 break
-        return iteration, chunk.work
+        return iteration
 
-    def _open(self, rows: slice, memory: list[RowMemory]) -> _Chunk:
-        """Produce the target of a chunk and its pre-activations at the current weights."""
-        problem, state = self.problem, self.state
+    def _open(self, number: int, rows: slice, multipliers: Array) -> _Chunk:
+        """Return a chunk with its target and its pre-activations at the current weights."""
+        problem, state, chunk = self.problem, self.state, self._chunks[number]
         assert problem.inputs is not None
-        target = problem.row_target(rows)
         W, b = state.weight[rows], state.bias[rows]
-        z = np.zeros(target.lo.shape)
-        chunk = _Chunk(target, W, b, z, np.empty_like(z), np.zeros(z.shape, np.bool_), np.zeros(b.size), memory)
-        if W.any():
-            products.forward(problem.inputs, W, z)
-            chunk.work += 2.0 * z.size * problem.n_in
-        z += b[:, None]
+        if chunk is None:
+            target = problem.row_target(rows, self.dtype.type)
+            z = np.zeros(target.lo.shape, self.dtype)
+            active, loss = np.zeros(z.shape, np.bool_), np.zeros(b.size)
+            memory, keeper = self._memory[number], self._keepers[number]
+            chunk = _Chunk(target, W, b, np.empty(W.shape), z, np.empty_like(z), active, loss, memory, keeper)
+        chunk.thresholds, chunk.work = scaled_thresholds(self._structure.rows(rows).factors, multipliers), 0.0
+        if chunk.left is None or not (np.array_equal(chunk.left[0], W) and np.array_equal(chunk.left[1], b)):
+            chunk.z[:] = 0.0
+            if W.any():
+                products.forward(problem.inputs, W, chunk.z)
+                chunk.work += 2.0 * chunk.z.size * problem.n_in
+            chunk.z += b[:, None].astype(self.dtype)
         return chunk
 
     def _gradient(self, chunk: _Chunk, live: Indices) -> Array:
@@ -155,79 +172,78 @@ class DataRows:
         chunk.work += 2.0 * live.size * chunk.z.shape[1] * self.problem.n_in
         every = live.size == chunk.bias.size
         gradient = chunk.scratch if every else chunk.scratch[live]
-        return products.backward(gradient, self.problem.inputs, self._source.center if self.problem.has_bias else None)
+        return products.backward(gradient, self.problem.inputs, self._metric.center if self.problem.has_bias else None)
 
-    def _step(
-        self, chunk: _Chunk, live: Indices, C: Array, thresholds: Array, tolerances: Array, unpenalized: bool
-    ) -> Indices:
+    def _step(self, chunk: _Chunk, live: Indices, C: Array, tolerances: Array, unpenalized: bool) -> Indices:
         """Move every live row along its model's direction; return the rows that moved."""
         assert self.problem.inputs is not None
-        D, shift = np.zeros((live.size, self.problem.n_in)), np.zeros(live.size)
-        models: list[tuple[Indices, Array]] = []
-        moving = np.ones(live.size, np.bool_)
-        for a, i in enumerate(live.tolist()):
-            columns, d, shift[a] = self._direction(chunk, i, C[a], thresholds[i], tolerances[i], live.size)
-            D[a, columns] = d
-            models.append((columns, d))
-            if unpenalized:
-                moving[a] = -(C[a, columns] @ d) > tolerances[i]
+        D, shift = self._directions(chunk, live, C, tolerances)
+        slopes = np.einsum("ij,ij->i", C, D)
+        if unpenalized:
+            going = -slopes > tolerances[live]
+            live, D, shift, slopes = live[going], np.ascontiguousarray(D[going]), shift[going], slopes[going]
         step = chunk.scratch[: live.size]
         products.forward(self.problem.inputs, D, step)
-        step += shift[:, None]
+        step += shift[:, None].astype(self.dtype)
         chunk.work += 2.0 * step.size * self.problem.n_in
-        lo, hi, _, v, center, beta = chunk.target.sides
-        for a in np.flatnonzero(moving).tolist():
-            i, (columns, d) = int(live[a]), models[a]
-            x = chunk.weight[i, columns]
-            alpha, passes = line_search(
-                chunk.z[i], step[a], lo[i], hi[i], chunk.row_weights(i), v, center[i if beta > 0 else 0], beta,
-                x, d, thresholds[i, columns], LINE_ACCURACY,
-            )  # fmt: skip
-            chunk.work += 6.0 * passes * step.shape[1]
-            moving[a] = alpha > 0
-            row = chunk.memory[i]
-            if alpha > 0 and not row.newton:
-                row.scale = min(max(row.scale / alpha, LEAST_SCALE), 1.0)
-            if alpha > 0:
-                chunk.weight[i, columns] = moved(x, d, alpha)
-                chunk.z[i] += alpha * step[a]
-                chunk.bias[i] += alpha * shift[a]
-        return live[moving]
+        alphas = np.empty(live.size)
+        passes = search_rows(
+            live, chunk.z, step, shift, *chunk.target.sides, slopes, chunk.weight, D, chunk.thresholds,
+            LINE_ACCURACY, chunk.bias, alphas,
+        )  # fmt: skip
+        chunk.work += 6.0 * passes * step.shape[1]
+        moved, memory = alphas > 0, chunk.memory
+        in_gram = live[moved & ~memory.newton[live]]
+        scaled = memory.scale[in_gram] / alphas[moved & ~memory.newton[live]]
+        memory.scale[in_gram] = np.clip(scaled, LEAST_SCALE, 1.0)
+        return live[moved]
 
-    def _direction(
-        self, chunk: _Chunk, i: int, c: Array, thresholds: Array, tolerance: float, n_live: int
-    ) -> tuple[Indices, Array, float]:
-        """Return the columns and the direction of row i's model, and the step of its bias."""
-        row, w = chunk.memory[i], chunk.weight[i]
-        columns = np.flatnonzero((w != 0) | (np.abs(c) > NEAR * thresholds))
-        wide = np.flatnonzero((w != 0) | (np.abs(c) > WIDE * thresholds))
-        if 2 * wide.size > w.size and self._keeper.fits_all(w.size, len(chunk.memory), chunk.z.shape[1]):
-            wide = np.flatnonzero(np.isfinite(thresholds))
-        hessian, work = self._keeper.get(
-            chunk.memory, i, chunk.active[i], chunk.row_weights(i), columns, wide, tolerance, n_live
-        )
-        chunk.work += work
-        row.newton = hessian is not None
-        if hessian is None:
-            H = square(self._metric, columns)
-            H *= row.scale
-            cross, total = np.zeros(columns.size), 1.0
-        else:
-            H, cross, total = self._reduced(hessian, columns)
-        d, row.model_work = model_step(H, c[columns], w[columns], thresholds[columns])
-        shift = 0.0
+    def _directions(self, chunk: _Chunk, live: Indices, C: Array, tolerances: Array) -> tuple[Array, Array]:
+        """Return the directions of the live rows' models, (live, n_in), and the steps of their biases, (live,)."""
+        memory, keeper, metric = chunk.memory, chunk.keeper, self._metric
+        W, T = chunk.weight[live], chunk.thresholds[live]
+        size, kept = np.abs(C), W != 0
+        wide = kept | (size > WIDE * T)
+        if keeper.fits_all:
+            wide[2 * wide.sum(axis=1) > W.shape[1]] = True
+            wide &= np.isfinite(T)
+        active = np.count_nonzero(chunk.active[live], axis=1)
+        renew = keeper.pays(live, memory, wide.sum(axis=1), active, tolerances[live])
+        D, shift = np.zeros(W.shape), np.zeros(live.size)
+        memory.newton[live] = False
+        for a in np.flatnonzero(renew | keeper.holds(live)).tolist():
+            i = int(live[a])
+            columns = np.flatnonzero(kept[a] | (size[a] > NEAR * T[a]))
+            hessian, work = keeper.get(
+                i, chunk.active[i], chunk.row_weights(i), columns, np.flatnonzero(wide[a]), live.size, renew=renew[a]
+            )
+            chunk.work += work
+            if hessian is not None:
+                H, cross, total = self._reduced(hessian, columns)
+                D[a, columns], memory.model_work[i] = model_step(H, C[a, columns], W[a, columns], T[a, columns])
+                memory.newton[i] = True
+                if self.problem.has_bias and total > 0:
+                    shift[a] = -float(cross @ D[a, columns]) / total
+        gram = np.flatnonzero(~memory.newton[live])
+        d, work = np.empty((gram.size, W.shape[1])), np.empty(gram.size)
+        scales = (self._top + self.problem.fidelity) * memory.scale[live[gram]]
+        model_rows(
+            live[gram], chunk.weight, np.ascontiguousarray(C[gram]), chunk.thresholds, metric.gram, scales, NEAR,
+            metric.ridge if self.dtype == np.float32 else 0.0, MODEL_ACCURACY, MAX_MODEL_ROUNDS, d, work,
+        )  # fmt: skip
+        D[gram], memory.model_work[live[gram]] = d, work
         if self.problem.has_bias:
-            shift = -float(self._source.center[columns] @ d) - (float(cross @ d) / total if total > 0 else 0.0)
-        return columns, d, shift
+            shift -= D @ metric.center
+        return D, shift
 
     def _reduced(self, hessian: RowHessian, columns: Indices) -> tuple[Array, Array, float]:
         """Return the curvature on ``columns``, fidelity and ridge added, the bias eliminated; its cross term, total."""
-        beta, source = self.problem.fidelity, self._source
+        beta = self.problem.fidelity
         place = np.searchsorted(hessian.columns, columns)
         H, cross, total = square(hessian.matrix, place), hessian.cross[place], hessian.total
         if beta > 0:
-            H += beta * square(source.gram, columns)
-            total += beta * float(source.sample_weights.sum())
+            H += beta * square(self._metric.gram, columns)
+            total += beta * self.problem.total_weight
         if self.problem.has_bias and total > 0:
             H -= cross[:, None] * (cross / total)
         ridge = self._ridge[columns]

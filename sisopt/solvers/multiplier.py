@@ -104,8 +104,10 @@ def solve_budget(
     tol: float,
     empty_radius: float,
     least: Callable[[], None],
+    *,
+    near: bool,
 ) -> None:
-    """Find the multiplier whose radius is ``epsilon``.
+    """Find the multiplier whose radius is ``epsilon``; ``near`` tells that it starts close to it.
 
     Rounds are only as exact as the gap needs, which leaves the radius a little off; scaling the weights then meets the
     budget, at a cost of second order. ``least`` is called where no multiplier is small enough: it raises if the budget
@@ -116,7 +118,7 @@ def solve_budget(
     in_gram_space = isinstance(rounds.solver, QuadraticRows)
     looseness = GRAM_LOOSENESS if in_gram_space else LOOSENESS
     search = LogSecant(slope=GRAM_SLOPE if in_gram_space else SLOPE, high=top)
-    x, distance, tighten, steps = math.log(start), 1.0, TIGHT, -1
+    x, distance, tighten, steps = math.log(start), 0.1 if near else 1.0, TIGHT, -1
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
         # A penalised gap G moves the radius by a factor of about 1 +- sqrt(G / phi): stay below the distance expected,
@@ -184,16 +186,16 @@ def count_slack(size: int) -> float:
 
 
 def solve_sparsity(
-    rounds: Rounds, kept: int, size: int, start: float, largest: float, tol: float, empty_radius: float
+    rounds: Rounds, kept: int, size: int, start: float, largest: float, tol: float, empty_radius: float, *, near: bool
 ) -> None:
     """Find a multiplier with ``kept`` non-zero weights of ``size``, up to `count_slack`.
 
-    At a jump of the path it is the sparser side's. The best iterate of the rounds is the last one.
+    ``near`` tells that the search starts close to it. At a jump of the path it is the sparser side's. The best iterate of the rounds is the last one.
     """
     state = rounds.solver.state
     top = math.log(largest)
     search = LogSecant(slope=-0.9, high=top)
-    x, accuracy, last, beyond = math.log(start), LOOSE, False, 1e-6
+    x, accuracy, last, beyond = math.log(start), TIGHT * tol if near else LOOSE, False, 1e-6
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
         objective = multiplier * float(state.value.sum())

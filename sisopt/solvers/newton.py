@@ -2,58 +2,62 @@
 
 The loss of a row is piecewise quadratic; on the piece at z its Hessian is the Gram matrix of the samples that lie
 outside their interval (the active ones). From step to step few samples change sides, so the matrix is updated by those
-alone; where most samples are active it starts from the shared Gram matrix minus the inactive ones.
+alone; where most samples are active it starts from the shared Gram matrix minus the inactive ones. A float32 solver
+takes part of the active samples where they are many more than the columns: a line search follows every step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernels.coordinate_descent import gather
-from .rows import square
+from .metric import Metric
 
 Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
 Flags = npt.NDArray[np.bool_]
 
 GATHER_BYTES = 1 << 20
-NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
+NEWTON_RATE = 0.1  # contraction of the gap in one step that predictions expect of Newton's method
+HESSIAN_COST = 2.0  # an operation of building a Hessian against one of a product
 GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
-MODEL_COST = 4.0  # an operation of the lasso kernel against one of a product
+MODEL_COST = {4: 8.0, 8: 4.0}  # an operation of the lasso kernel against one of a product, by the latter's item size
+FIRST = 7.0  # logarithm of the gap over the tolerance, where no gap is known yet
 EMPTY = 1e-13  # of the total weight: active samples that weigh less are none
 GAIN, MAX_IDLE = 0.9, 30  # so many steps without bringing the gap down by a tenth: rounding has the last word
 FASTEST, SLOWEST = 0.05, 0.99  # contractions of the gap in one step that predictions believe
+PER_COLUMN, LEAST_ACTIVE = 16, 2048  # active samples behind a thinned Hessian
+ORDER_SEED = 20_210_718
 
 
 @dataclass
 class RowHessian:
-    """``sum_k w_k a_k (x_k - m)(x_k - m)'`` on some columns, where a_k marks the active samples of the row.
+    """``sum_k w_k a_k (x_k - m)(x_k - m)' / share`` on some columns, a_k marking the active samples of the row.
 
     ``matrix`` (m, m) is that sum, ``cross`` (m,) = sum_k w_k a_k (x_k - m), ``total`` = sum_k w_k a_k, ``active``
-    (n_samples,) is a; m is the centre of the inputs.
+    (n_samples,) is a, for the ``share`` of the samples that are looked at; m is the centre of the inputs, ``whole`` the
+    sum of w.
     """
 
     columns: Indices
     active: Flags
-    matrix: Array
+    matrix: Floats
     cross: Array
     total: float
+    whole: float
+    share: float
 
     @property
     def nbytes(self) -> int:
         """Memory that the row holds."""
         return self.matrix.nbytes + self.active.nbytes + self.columns.nbytes + self.cross.nbytes
-
-    @staticmethod
-    def bytes_for(n_columns: int, n_samples: int) -> int:
-        """Return what a Hessian on so many columns will hold."""
-        return 8 * n_columns * (n_columns + 2) + n_samples
 
     def covers(self, columns: Indices) -> bool:
         """Return whether all ``columns`` (sorted) are among this Hessian's."""
@@ -63,76 +67,94 @@ class RowHessian:
 
 @dataclass(frozen=True)
 class HessianSource:
-    """Builds and updates row Hessians from the inputs.
+    """Builds and updates row Hessians from the inputs, in the precision of the metric.
 
-    ``center`` (n_in,) is m above, the weighted mean (zeros without a bias); ``gram`` (n_in, n_in) is the sum over all
-    samples with ``sample_weights``; ``uniform`` tells whether the rows' weights are the sample weights, ``weighted``
-    whether any weight differs from 1.
+    ``uniform`` tells whether the rows' weights are the sample weights, ``weighted`` whether any weight differs from 1.
     """
 
-    inputs: npt.NDArray[Any]
-    center: Array
-    gram: Array
-    sample_weights: Array
+    inputs: Floats
+    metric: Metric
     uniform: bool
     weighted: bool
+    order: Floats | None = field(init=False)  # (n_samples,) in [0, 1): who is looked at first
+
+    def __post_init__(self) -> None:
+        n = self.inputs.shape[0]
+        thins = self.dtype == np.float32 and n > 2 * LEAST_ACTIVE
+        order = np.random.default_rng(ORDER_SEED).random(n, np.float32) if thins else None
+        object.__setattr__(self, "order", order)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Precision of the matrices."""
+        return self.metric.gram.dtype
+
+    def nbytes(self, n_columns: int) -> int:
+        """Return what a Hessian on so many columns will hold."""
+        return n_columns * (self.dtype.itemsize * n_columns + 16) + self.inputs.shape[0]
+
+    def share(self, n_columns: int, n_active: int) -> float:
+        """Return which share of the samples a Hessian needs to see."""
+        wanted = max(PER_COLUMN * n_columns, LEAST_ACTIVE)
+        return 1.0 if self.order is None or n_active <= 2 * wanted else wanted / n_active
 
     def work(self, n_columns: int, n_active: int) -> float:
         """Return the floating-point work of building a Hessian, a symmetric product."""
-        n = self.sample_weights.size
-        return float((min(n_active, n - n_active) if self.uniform else n_active) * n_columns * (n_columns + 1))
+        n, share = self.inputs.shape[0], self.share(n_columns, n_active)
+        from_gram = self.uniform and self.metric.exact and share == 1.0
+        return float((min(n_active, n - n_active) if from_gram else share * n_active) * n_columns * (n_columns + 1))
 
-    def build(self, columns: Indices, active: Flags, weights: Array) -> tuple[RowHessian, float]:
+    def build(self, columns: Indices, active: Flags, weights: Floats) -> tuple[RowHessian, float]:
         """Return the Hessian on ``columns`` and the work over samples."""
-        m = columns.size
-        if self.uniform and 2 * np.count_nonzero(active) > active.size:
-            matrix, total = square(self.gram, columns), float(self.sample_weights.sum())
-            hessian = RowHessian(columns, np.ones(active.shape, np.bool_), matrix, np.zeros(m), total)
+        m, n_active = columns.size, int(np.count_nonzero(active))
+        share, whole = self.share(m, n_active), float(weights.sum(dtype=np.float64))
+        if self.uniform and self.metric.exact and share == 1.0 and 2 * n_active > active.size:
+            matrix, total, start = self.metric.gram[np.ix_(columns, columns)], whole, np.ones(active.shape, np.bool_)
         else:
-            hessian = RowHessian(columns, np.zeros(active.shape, np.bool_), np.zeros((m, m)), np.zeros(m), 0.0)
+            matrix, total, start = np.zeros((m, m), self.dtype), 0.0, np.zeros(active.shape, np.bool_)
+        hessian = RowHessian(columns, start, matrix, np.zeros(m), total, whole, share)
         return hessian, self.update(hessian, active, weights)
 
-    def update(self, hessian: RowHessian, active: Flags, weights: Array) -> float:
+    def update(self, hessian: RowHessian, active: Flags, weights: Floats) -> float:
         """Add the samples that became active, subtract those that left; return the work over samples."""
+        if hessian.share < 1.0:
+            assert self.order is not None
+            active = active & (self.order < hessian.share)
         changed = np.flatnonzero(active != hessian.active)
         entered = active[changed]
         for samples, sign in ((changed[entered], 1.0), (changed[~entered], -1.0)):
             for X, w in self._gathered(hessian.columns, samples, weights):
-                hessian.cross += sign * (w @ X)
-                hessian.total += sign * float(w.sum())
+                factor = sign / hessian.share
+                hessian.cross += factor * (w @ X)
+                hessian.total += factor * float(w.sum(dtype=np.float64))
                 if self.weighted:
                     X *= np.sqrt(w)[:, None]
-                hessian.matrix += sign * (X.T @ X)
+                piece = X.T @ X
+                piece *= factor
+                hessian.matrix += piece
         hessian.active[changed] = entered
-        if hessian.total <= EMPTY * float(weights.sum()):  # start clean, without what rounding left behind
+        if hessian.total <= EMPTY * hessian.whole:  # start clean, without what rounding left behind
             hessian.matrix[:], hessian.cross[:], hessian.total = 0.0, 0.0, 0.0
         return float(changed.size * hessian.columns.size * (hessian.columns.size + 1))
 
-    def _gathered(self, columns: Indices, samples: Indices, weights: Array) -> Iterator[tuple[Array, Array]]:
+    def _gathered(self, columns: Indices, samples: Indices, weights: Floats) -> Iterator[tuple[Floats, Floats]]:
         step = max(32, GATHER_BYTES // (8 * columns.size + 1))
         for start in range(0, samples.size, step):
             part = samples[start : start + step]
-            X = np.empty((part.size, columns.size))
-            gather(self.inputs, part, columns, self.center, X)
+            X = np.empty((part.size, columns.size), self.dtype)
+            gather(self.inputs, part, columns, self.metric.center, X)
             yield X, weights[part]
 
 
 @dataclass
 class RowMemory:
-    """What a row remembers from step to step.
+    """How the gap of one problem comes down from step to step: the last one, how fast it contracts, the best.
 
-    Its Hessian and when that was used last, its gap and how fast gaps contract, the work of its last model, the scale
-    of the Gram metric (less than 1 where part of the samples is active), whether the last step was Newton's, and for
-    how many steps the best gap has not come down.
+    ``idle`` counts the steps in which the best has not come down.
     """
 
-    hessian: RowHessian | None = None
-    used: int = 0
     gap: float = math.inf
     rate: float = 0.5
-    model_work: float = 0.0
-    scale: float = 1.0
-    newton: bool = False
     best: float = math.inf
     idle: int = 0
 
@@ -147,61 +169,110 @@ class RowMemory:
         self.gap = gap
         return self.idle < MAX_IDLE
 
+
+class RowsMemory:
+    """What the rows of a chunk remember from step to step, arrays (rows,).
+
+    As `RowMemory` for every row; besides the work of the last model, the scale of the Gram metric (less than 1 where
+    part of the samples is active) and whether the last step was Newton's.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        self.gap, self.best = np.full(n_rows, math.inf), np.full(n_rows, math.inf)
+        self.rate = np.full(n_rows, 0.5)
+        self.idle = np.zeros(n_rows, np.intp)
+        self.model_work = np.zeros(n_rows)
+        self.scale = np.ones(n_rows)
+        self.newton = np.zeros(n_rows, np.bool_)
+
+    def see(self, rows: Indices, gaps: Array) -> Flags:
+        """Take note of the gaps of some rows after a step; return where steps still gain."""
+        better = gaps <= GAIN * self.best[rows]
+        self.best[rows] = np.where(better, gaps, self.best[rows])
+        self.idle[rows] = np.where(better, 0, self.idle[rows] + 1)
+        last = self.gap[rows]
+        known = np.isfinite(last) & (last > 0)
+        ratio = np.divide(gaps, last, out=np.ones(rows.size), where=known)
+        rate = np.sqrt(self.rate[rows] * np.clip(ratio, FASTEST, SLOWEST))
+        self.rate[rows] = np.where(known, rate, self.rate[rows])
+        self.gap[rows] = gaps
+        return self.idle[rows] < MAX_IDLE
+
     def begin(self) -> None:
         """Forget the gaps of another multiplier."""
-        self.gap = self.best = math.inf
-        self.idle = 0
+        self.gap[:] = self.best[:] = math.inf
+        self.idle[:] = 0
 
 
-@dataclass(frozen=True)
 class HessianKeeper:
     """Decides which rows of a chunk get a Hessian, and keeps those within the chunk's ``nbytes``."""
 
-    source: HessianSource
-    nbytes: int
+    def __init__(self, source: HessianSource, nbytes: int, n_rows: int) -> None:
+        self._source, self._nbytes = source, nbytes
+        self._hessians: list[RowHessian | None] = [None] * n_rows
+        self._used = np.zeros(n_rows, np.intp)  # when, in steps
 
-    def fits_all(self, n_columns: int, n_rows: int, n_samples: int) -> bool:
-        """Return whether all rows of a chunk may have Hessians on so many columns."""
-        return n_rows * RowHessian.bytes_for(n_columns, n_samples) <= self.nbytes
+    @property
+    def fits_all(self) -> bool:
+        """Whether all rows of the chunk may have Hessians on all columns."""
+        return len(self._hessians) * self._source.nbytes(self._source.inputs.shape[1]) <= self._nbytes
+
+    def holds(self, rows: Indices) -> Flags:
+        """Return which rows have a Hessian."""
+        return np.array([self._hessians[i] is not None for i in rows.tolist()], np.bool_)
+
+    def pays(self, rows: Indices, memory: RowsMemory, wide: Indices, active: Indices, tolerances: Array) -> Flags:
+        """Return which rows are predicted to need less work with a new Hessian than in the Gram metric, (rows,).
+
+        ``wide`` (rows,) counts its columns, ``active`` the active samples.
+        """
+        build = np.array([self._source.work(m, a) for m, a in zip(wide.tolist(), active.tolist(), strict=True)])
+        product = 4.0 * self._source.inputs.size * (1.0 + GEMM_OVERHEAD / rows.size)
+        step = product + MODEL_COST[self._source.dtype.itemsize] * memory.model_work[rows]
+        known = np.where((tolerances > 0) & np.isfinite(memory.gap[rows]), tolerances, 1.0)
+        gaps = np.where(np.isfinite(memory.gap[rows]), memory.gap[rows], math.exp(FIRST))
+        to_go = np.maximum(np.log(np.maximum(gaps, 1e-300)) - np.log(known), math.log(2.0))
+        fewer = to_go / -np.log(memory.rate[rows]) - np.maximum(to_go / -math.log(NEWTON_RATE), 1.0)
+        return np.asarray((tolerances == 0.0) | (HESSIAN_COST * build <= fewer * step))
 
     def get(
-        self, memory: list[RowMemory], i: int, active: Flags, weights: Array, columns: Indices, wide: Indices,
-        tolerance: float, n_live: int,
-    ) -> tuple[RowHessian | None, float]:  # fmt: skip
+        self, i: int, active: Flags, weights: Floats, columns: Indices, wide: Indices, n_live: int, *, renew: bool
+    ) -> tuple[RowHessian | None, float]:
         """Return row i's Hessian, up to date on (at least) ``columns``, and the work over samples that it took.
 
-        None where more steps in the Gram metric are predicted to be cheaper, or where there is no room. A new one is
-        made on the ``wide`` columns, so that it serves the next steps and multipliers too.
+        None where there is no room for a new one, or it would have to be new but is not to be. That is made on the
+        ``wide`` columns, so that it serves the next steps and multipliers too.
         """
-        row = memory[i]
-        row.used = 1 + max(other.used for other in memory)
-        if row.hessian is not None and row.hessian.covers(columns):
-            return row.hessian, self.source.update(row.hessian, active, weights)
-        if row.hessian is not None:
-            wide = np.union1d(wide, row.hessian.columns)
-        build = self.source.work(wide.size, int(np.count_nonzero(active)))
-        product = 4.0 * self.source.inputs.size * (1.0 + GEMM_OVERHEAD / n_live)
-        step = product + MODEL_COST * row.model_work
-        more = math.log(max(row.gap / tolerance, 2.0)) / -math.log(row.rate) if tolerance > 0 else math.inf
-        if build + NEWTON_STEPS * step > more * step:
+        hessian = self._hessians[i]
+        self._used[i] = 1 + self._used.max()
+        if hessian is not None and hessian.covers(columns) and not self._outgrown(hessian, active):
+            return hessian, self._source.update(hessian, active, weights)
+        if not renew:
             return None, 0.0
-        if not self._room(memory, row, RowHessian.bytes_for(wide.size, active.size), n_live):
+        if hessian is not None:
+            wide = np.union1d(wide, hessian.columns)
+        if not self._room(i, self._source.nbytes(wide.size), n_live):
             return None, 0.0
-        row.hessian, work = self.source.build(wide, active, weights)
-        return row.hessian, work
+        self._hessians[i], work = self._source.build(wide, active, weights)
+        return self._hessians[i], work
 
-    def _room(self, memory: list[RowMemory], row: RowMemory, needed: int, n_live: int) -> bool:
+    def _outgrown(self, hessian: RowHessian, active: Flags) -> bool:
+        """Return whether a thinned Hessian sees too few of the samples that are active by now."""
+        if hessian.share == 1.0:
+            return False
+        return self._source.share(hessian.columns.size, int(np.count_nonzero(active))) > 2.0 * hessian.share
+
+    def _room(self, i: int, needed: int, n_live: int) -> bool:
         """Make room for a row's Hessian by dropping those not used for longest.
 
         Those in use by other live rows stay: rebuilding them every step would cost more than the row can win.
         """
-        held = sorted((other for other in memory if other.hessian is not None), key=lambda other: other.used)
-        free = self.nbytes - sum(other.hessian.nbytes for other in held if other.hessian is not None)
-        for other in held:
+        held = [(int(self._used[a]), a, h.nbytes) for a, h in enumerate(self._hessians) if h is not None]
+        free = self._nbytes - sum(nbytes for _, _, nbytes in held)
+        for used, a, nbytes in sorted(held):
             if free >= needed:
                 break
-            if other is row or other.used < row.used - n_live:
-                assert other.hessian is not None
-                free += other.hessian.nbytes
-                other.hessian = None
+            if a == i or used < self._used[i] - n_live:
+                free += nbytes
+                self._hessians[a] = None
         return free >= needed

@@ -98,6 +98,12 @@ class Rounds:
             raise Stopped(Status.STALLED)
         return sums
 
+    def replace_solver(self, solver: RowSolver) -> None:
+        """Go on with a sharper solver of the same state; what the last one measured no longer counts."""
+        self.solver, self.stalls = solver, 0
+        self.best, self.best_objective = None, np.inf
+        self.bound, self.bound_from = 0.0, None
+
     def latest(self) -> Iterate:
         """Return the present weights."""
         return Iterate(self.solver.state.weight.copy(), self.history[-1].multiplier)

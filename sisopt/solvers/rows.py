@@ -15,7 +15,7 @@ from ..kernels.coordinate_descent import lasso, rescale, submatrix
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
-MODEL_ACCURACY = 0.01  # optimality of a row's model step, relative to the violation that it starts from
+MODEL_ACCURACY = 0.1  # optimality of a row's model step, relative to the violation that it starts from
 MAX_MODEL_ROUNDS = 100
 
 

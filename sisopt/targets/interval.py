@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from ..errors import InvalidInputError
 
 Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]  # float32 or float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +79,18 @@ class RowTarget:
     """The target of a few output neurons (rows) on all samples, as the kernels read it.
 
     ``lo``, ``hi`` are (rows, n_samples); ``center`` (the dense pre-activations) likewise, or (1, 1) without fidelity;
-    ``weights`` is (rows, n_samples), or (1, n_samples) where all rows share them; ``sample_weights`` (n_samples,).
+    ``weights`` is (rows, n_samples), or (1, n_samples) where all rows share them; ``sample_weights`` (n_samples,). All
+    have one dtype, float32 or float64, and are C-contiguous.
     """
 
-    lo: Array
-    hi: Array
-    center: Array
-    weights: Array
-    sample_weights: Array
+    lo: Floats
+    hi: Floats
+    center: Floats
+    weights: Floats
+    sample_weights: Floats
     fidelity: float
 
     @property
-    def sides(self) -> tuple[Array, Array, Array, Array, Array, float]:
+    def sides(self) -> tuple[Floats, Floats, Floats, Floats, Floats, float]:
         """The target as the kernels take it."""
         return self.lo, self.hi, self.weights, self.sample_weights, self.center, self.fidelity
