@@ -187,7 +187,7 @@ def test_answers_have_the_same_bits_whether_preactivations_are_kept_or_not(nothi
 def test_overflowing_preactivations_are_refused_where_they_are_not_kept(nothing_kept):
     with pytest.raises(InvalidInputError, match="products with weight"):
         nothing_kept(np.full((3, 2), 1e60), np.full((1, 2), 1e60))
-    nothing_kept(np.full((3, 2), 1e60), [[1e60, -1e60]])  # a bound that is too large is no refusal
+    nothing_kept([[0.0, 1e60]], [[1e60, 0.0]])  # a bound that is too large is no refusal
 
 
 @pytest.mark.parametrize("shape", [(), (N, 1), (N_OUT,), (N, N_OUT)], ids=str)

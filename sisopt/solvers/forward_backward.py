@@ -225,13 +225,13 @@ class DataRows:
                 if self.problem.has_bias and total > 0:
                     shift[a] = -float(cross @ D[a, columns]) / total
         gram = np.flatnonzero(~memory.newton[live])
-        d, work = np.empty((gram.size, W.shape[1])), np.empty(gram.size)
+        d, model_work = np.empty((gram.size, W.shape[1])), np.empty(gram.size)
         scales = (self._top + self.problem.fidelity) * memory.scale[live[gram]]
         model_rows(
             live[gram], chunk.weight, np.ascontiguousarray(C[gram]), chunk.thresholds, metric.gram, scales, NEAR,
-            metric.ridge if self.dtype == np.float32 else 0.0, MODEL_ACCURACY, MAX_MODEL_ROUNDS, d, work,
+            metric.ridge if self.dtype == np.float32 else 0.0, MODEL_ACCURACY, MAX_MODEL_ROUNDS, d, model_work,
         )  # fmt: skip
-        D[gram], memory.model_work[live[gram]] = d, work
+        D[gram], memory.model_work[live[gram]] = d, model_work
         if self.problem.has_bias:
             shift -= D @ metric.center
         return D, shift

@@ -156,7 +156,7 @@ class JointRows:
         X = self.problem.inputs
         assert X is not None
         out = np.empty((rows.shape[0], self.problem.n_samples))
-        chunks = products.row_chunks(*out.shape, self.problem.n_in)
+        chunks = products.row_chunks(out.shape[0], out.shape[1], self.problem.n_in)
         for _ in ordered_map(lambda chunk: products.forward(X, rows[chunk], out[chunk]), chunks, self._inner_threads):
             pass
         return out
@@ -164,7 +164,7 @@ class JointRows:
     def _backward(self, gradient: Array) -> Array:
         X, center = self.problem.inputs, self._center if self.problem.has_bias else None
         assert X is not None
-        chunks = products.row_chunks(*gradient.shape, self.problem.n_in)
+        chunks = products.row_chunks(gradient.shape[0], gradient.shape[1], self.problem.n_in)
         parts = ordered_map(lambda chunk: products.backward(gradient[chunk], X, center), chunks, self._inner_threads)
         return np.concatenate(list(parts))
 

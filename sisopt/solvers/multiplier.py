@@ -190,7 +190,8 @@ def solve_sparsity(
 ) -> None:
     """Find a multiplier with ``kept`` non-zero weights of ``size``, up to `count_slack`.
 
-    ``near`` tells that the search starts close to it. At a jump of the path it is the sparser side's. The best iterate of the rounds is the last one.
+    ``near`` tells that the search starts close to it. At a jump of the path it is the sparser side's. The best iterate
+    of the rounds is the last one.
     """
     state = rounds.solver.state
     top = math.log(largest)

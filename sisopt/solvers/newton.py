@@ -25,11 +25,10 @@ Indices = npt.NDArray[np.intp]
 Flags = npt.NDArray[np.bool_]
 
 GATHER_BYTES = 1 << 20
-NEWTON_RATE = 0.1  # contraction of the gap in one step that predictions expect of Newton's method
+NEWTON_STEPS = 4.0  # steps that Newton's method is expected to need, in the prediction of costs
 HESSIAN_COST = 2.0  # an operation of building a Hessian against one of a product
 GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 at full speed
 MODEL_COST = {4: 8.0, 8: 4.0}  # an operation of the lasso kernel against one of a product, by the latter's item size
-FIRST = 7.0  # logarithm of the gap over the tolerance, where no gap is known yet
 EMPTY = 1e-13  # of the total weight: active samples that weigh less are none
 GAIN, MAX_IDLE = 0.9, 30  # so many steps without bringing the gap down by a tenth: rounding has the last word
 FASTEST, SLOWEST = 0.05, 0.99  # contractions of the gap in one step that predictions believe
@@ -91,7 +90,7 @@ class HessianSource:
 
     def nbytes(self, n_columns: int) -> int:
         """Return what a Hessian on so many columns will hold."""
-        return n_columns * (self.dtype.itemsize * n_columns + 16) + self.inputs.shape[0]
+        return int(n_columns * (self.dtype.itemsize * n_columns + 16) + self.inputs.shape[0])
 
     def share(self, n_columns: int, n_active: int) -> float:
         """Return which share of the samples a Hessian needs to see."""
@@ -229,11 +228,10 @@ class HessianKeeper:
         build = np.array([self._source.work(m, a) for m, a in zip(wide.tolist(), active.tolist(), strict=True)])
         product = 4.0 * self._source.inputs.size * (1.0 + GEMM_OVERHEAD / rows.size)
         step = product + MODEL_COST[self._source.dtype.itemsize] * memory.model_work[rows]
-        known = np.where((tolerances > 0) & np.isfinite(memory.gap[rows]), tolerances, 1.0)
-        gaps = np.where(np.isfinite(memory.gap[rows]), memory.gap[rows], math.exp(FIRST))
-        to_go = np.maximum(np.log(np.maximum(gaps, 1e-300)) - np.log(known), math.log(2.0))
-        fewer = to_go / -np.log(memory.rate[rows]) - np.maximum(to_go / -math.log(NEWTON_RATE), 1.0)
-        return np.asarray((tolerances == 0.0) | (HESSIAN_COST * build <= fewer * step))
+        with np.errstate(divide="ignore"):
+            to_go = np.log(memory.gap[rows]) - np.log(tolerances)
+        more = np.maximum(to_go, math.log(2.0)) / -np.log(memory.rate[rows])
+        return np.asarray(HESSIAN_COST * build + NEWTON_STEPS * step <= more * step)
 
     def get(
         self, i: int, active: Flags, weights: Floats, columns: Indices, wide: Indices, n_live: int, *, renew: bool
