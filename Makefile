@@ -24,7 +24,7 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMPS)/dev ## timings against other solvers, accuracy beside time
+bench: $(STAMPS)/dev ## roofline, rivals, scaling; accuracy beside time; tables in out/performance.md
 	$(BIN)/python -m pytest bench -s --benchmark-columns=min,median,stddev,rounds
 
 docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is an error

@@ -37,6 +37,7 @@ Floats = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
 
+INPUT_BYTES = 64 << 20  # inputs of another precision are copied up to this size
 HESSIAN_BYTES = 256 << 20  # for the Hessians of all rows together
 CHUNK_BYTES = 64 << 20  # for the chunks of all rows, where they are kept from one solve to the next
 NEAR = 0.95  # columns with a correlation above this fraction of the threshold join a row's model
@@ -84,7 +85,10 @@ class DataRows:
         self.state.work += work
         uniform = problem.entry_weights is None
         weighted = not uniform or problem.sample_weights is not None
-        self._source = HessianSource(problem.inputs, self._metric, uniform, weighted)
+        X = problem.inputs
+        small = self.dtype.itemsize * X.size <= INPUT_BYTES
+        self._inputs = X.astype(self.dtype, copy=False) if small else X  # else products cast block by block
+        self._source = HessianSource(self._inputs, self._metric, uniform, weighted)
         self._top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
         self._ridge = self._metric.ridge * self._top * np.diagonal(self._metric.gram).astype(np.float64)
         self._structure = problem.structure
@@ -145,7 +149,6 @@ class DataRows:
     def _open(self, number: int, rows: slice, multipliers: Array) -> _Chunk:
         """Return a chunk with its target and its pre-activations at the current weights."""
         problem, state, chunk = self.problem, self.state, self._chunks[number]
-        assert problem.inputs is not None
         W, b = state.weight[rows], state.bias[rows]
         if chunk is None:
             target = problem.row_target(rows, self.dtype.type)
@@ -157,14 +160,13 @@ class DataRows:
         if chunk.left is None or not (np.array_equal(chunk.left[0], W) and np.array_equal(chunk.left[1], b)):
             chunk.z[:] = 0.0
             if W.any():
-                products.forward(problem.inputs, W, chunk.z)
+                products.forward(self._inputs, W, chunk.z)
                 chunk.work += 2.0 * chunk.z.size * problem.n_in
             chunk.z += b[:, None].astype(self.dtype)
         return chunk
 
     def _gradient(self, chunk: _Chunk, live: Indices) -> Array:
         """Refit the bias of the live rows exactly and return (d phi / dZ)' X for them, (live, n_in)."""
-        assert self.problem.inputs is not None
         if self.problem.has_bias:
             passes = refit_bias_rows(live, chunk.z, *chunk.target.sides, chunk.bias, chunk.bias.copy())
             chunk.work += 4.0 * passes * chunk.z.shape[1]
@@ -172,18 +174,17 @@ class DataRows:
         chunk.work += 2.0 * live.size * chunk.z.shape[1] * self.problem.n_in
         every = live.size == chunk.bias.size
         gradient = chunk.scratch if every else chunk.scratch[live]
-        return products.backward(gradient, self.problem.inputs, self._metric.center if self.problem.has_bias else None)
+        return products.backward(gradient, self._inputs, self._metric.center if self.problem.has_bias else None)
 
     def _step(self, chunk: _Chunk, live: Indices, C: Array, tolerances: Array, unpenalized: bool) -> Indices:
         """Move every live row along its model's direction; return the rows that moved."""
-        assert self.problem.inputs is not None
         D, shift = self._directions(chunk, live, C, tolerances)
         slopes = np.einsum("ij,ij->i", C, D)
         if unpenalized:
             going = -slopes > tolerances[live]
             live, D, shift, slopes = live[going], np.ascontiguousarray(D[going]), shift[going], slopes[going]
         step = chunk.scratch[: live.size]
-        products.forward(self.problem.inputs, D, step)
+        products.forward(self._inputs, D, step)
         step += shift[:, None].astype(self.dtype)
         chunk.work += 2.0 * step.size * self.problem.n_in
         alphas = np.empty(live.size)
