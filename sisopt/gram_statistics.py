@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
+from .activations import get_activation
 from .problem import LayerProblem
 from .sums import GramStatistics
 from .threads import ordered_map
@@ -22,11 +23,29 @@ def is_quadratic(problem: LayerProblem) -> bool:
         return True
     if problem.entry_weights is not None or problem.activation.couples_outputs:
         return False
+    if _is_identity(problem):
+        return True
     if "quadratic" not in problem._cache:
         problem._cache["quadratic"] = all(
             np.array_equal(target.lo, target.hi) for target in map(problem.row_target, problem.chunks())
         )
     return bool(problem._cache["quadratic"])
+
+
+def _is_identity(problem: LayerProblem) -> bool:
+    """Return whether targets are the dense pre-activations, less the shift."""
+    return problem.tolerance == 0.0 and problem.activation == get_activation("identity")
+
+
+def _points(problem: LayerProblem, rows: slice) -> Array:
+    """Return the targets of a chunk of output neurons of a quadratic problem, (rows, n_samples), in a new array.
+
+    As `LayerProblem.row_target` makes them, which looks at every entry.
+    """
+    if not _is_identity(problem):
+        return problem.row_target(rows).lo
+    z = problem.dense_rows(rows)
+    return z.copy() if problem.shift is None else z - problem.shift.T[rows]
 
 
 def input_center(problem: LayerProblem) -> Array:
@@ -75,15 +94,13 @@ def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatisti
 
     def part(rows: slice) -> None:
         assert problem.inputs is not None
-        target = problem.row_target(rows)
-        z = target.lo.copy()
-        v = target.sample_weights
+        z, v = _points(problem, rows), problem.sample_weights
         if problem.has_bias:
-            mean[rows] = z @ v / total
+            mean[rows] = (z.sum(axis=1) if v is None else z @ v) / total
             z -= mean[rows, None]
-        energy[rows] = (z * z) @ v
-        z *= v
-        cross[rows] = products.backward(z, problem.inputs, center)
+        weighted = z if v is None else v * z
+        energy[rows] = np.einsum("ik,ik->i", weighted, z)
+        cross[rows] = products.backward(weighted, problem.inputs, center)
 
     for _ in ordered_map(part, problem.chunks(WIDE), n_threads):
         pass

@@ -19,6 +19,7 @@ Array = npt.NDArray[np.float64]
 
 BLOCK_BYTES = 1 << 22  # one block of samples in float64
 MIN_BLOCK = 256  # samples: fewer leave BLAS short of work
+TILE, GRAM_BLOCK = 512, 1024  # columns, and samples, of what a Gram matrix is added up from
 CHUNK_BYTES = 1 << 23  # one array (rows of outputs) x (all samples) of a chunk in float64
 INPUTS_PER_ROW = 32  # inputs for which a chunk may hold a row, however many samples there are
 CHUNKS = 8  # that a layer is cut into, where its size allows
@@ -65,22 +66,49 @@ def backward(gradient: npt.NDArray[Any], inputs: npt.NDArray[Any], center: Array
     return total
 
 
-def gram(inputs: npt.NDArray[Any], center: Array | None, sample_weights: Array | None, n_threads: int) -> Array:
-    """Return ``sum_k v_k (x_k - center)(x_k - center)'``, centred before it is summed: offsets then cost no digits."""
+def gram(
+    inputs: npt.NDArray[Any],
+    center: Array | None,
+    sample_weights: Array | None,
+    n_threads: int,
+    dtype: type[np.floating[Any]] = np.float64,
+) -> Array:
+    """Return ``sum_k v_k (x_k - center)(x_k - center)'``, centred before it is summed: offsets then cost no digits.
 
-    def part(block: slice) -> Array:
-        X = inputs[block].astype(np.float64, copy=False)
+    Products of a block of samples are made in ``dtype`` and added up in float64. Wide inputs are cut into tiles of
+    columns, of which those on and above the diagonal are formed; narrow ones into parts of the samples.
+    """
+    n_samples, n_in = inputs.shape
+    tiles = [slice(i, min(i + TILE, n_in)) for i in range(0, n_in, TILE)]
+    pairs = [(i, j) for i in range(len(tiles)) for j in range(i, len(tiles))]
+    parts = max(1, -(-CHUNKS // len(pairs)))
+    edges = np.linspace(0, n_samples, parts + 1).astype(np.intp)
+
+    def columns(samples: slice, tile: slice) -> npt.NDArray[Any]:
+        X = inputs[samples, tile].astype(dtype)
         if center is not None:
-            X = X - center
+            X -= center[tile].astype(dtype)
         if sample_weights is not None:
-            X = X * np.sqrt(sample_weights[block, None])
-        return X.T @ X
+            X *= np.sqrt(sample_weights[samples, None]).astype(dtype)
+        return X
 
-    total = np.zeros((inputs.shape[1], inputs.shape[1]))
-    every_core = -(-inputs.shape[0] // CHUNKS)  # a single block would leave the other cores idle
-    for piece in ordered_map(part, sample_blocks(inputs.shape[0], inputs.shape[1], every_core), n_threads):
-        total += piece
-    return total
+    def piece(job: tuple[tuple[int, int], int]) -> Array:
+        (i, j), part = job
+        total = np.zeros((tiles[i].stop - tiles[i].start, tiles[j].stop - tiles[j].start))
+        for start in range(edges[part], edges[part + 1], GRAM_BLOCK):
+            samples = slice(start, min(start + GRAM_BLOCK, edges[part + 1]))
+            left = columns(samples, tiles[i])
+            total += left.T @ (left if i == j else columns(samples, tiles[j]))
+        return total
+
+    out = np.zeros((n_in, n_in))
+    jobs = [(pair, part) for pair in pairs for part in range(parts)]
+    for ((i, j), _), total in zip(jobs, ordered_map(piece, jobs, n_threads), strict=True):
+        out[tiles[i], tiles[j]] += total
+    for i, j in pairs:
+        if i != j:
+            out[tiles[j], tiles[i]] = out[tiles[i], tiles[j]].T
+    return out
 
 
 def column_means(inputs: npt.NDArray[Any], sample_weights: Array | None) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .activations.base import Elementwise
 from .certificate import FEASIBILITY, RowSums, budget_bound, penalized_bound
 from .errors import InfeasibleBudgetError, InvalidInputError
 from .evaluation import empty_evaluation, empty_radius, evaluate, target_size
@@ -19,7 +20,13 @@ from .problem import LayerProblem
 from .solution import Progress, Solution, Status
 from .solvers.choice import data_solver, row_solver
 from .solvers.forward_backward import DataRows
-from .solvers.multiplier import SAFETY, count_slack, solve_budget, solve_penalized, solve_sparsity
+from .solvers.multiplier import (
+    SAFETY,
+    count_slack,
+    solve_budget,
+    solve_penalized,
+    solve_sparsity,
+)
 from .solvers.precision import working_dtype
 from .solvers.quadratic import QuadraticRows
 from .solvers.quadratic_groups import QuadraticGroups
@@ -75,7 +82,7 @@ class Pursuit:
             self._warm_up(warm_start)
         self._rounds: Rounds | None = None
         self._solver: RowSolver | None = None
-        self._coarse_multiplier: float | None = None
+        self._near: float | None = None  # multiplier of an answer to nearly the same problem
 
     @property
     def history(self) -> list[Progress]:
@@ -155,14 +162,17 @@ class Pursuit:
 
     def _start_coarse(self) -> None:
         """Start from the answer on part of the samples, where these are many."""
-        if self.problem.inputs is None or is_quadratic(self.problem) or self.problem.activation.couples_outputs:
+        problem, entrywise = self.problem, isinstance(self.problem.activation, Elementwise)
+        if problem.inputs is None or not entrywise or is_quadratic(problem) or (self._exact and isinstance(self.goal, ErrorBudget)):
             return
-        n = self.problem.n_samples
-        samples = thinned_samples(n, max(COARSE_PER_INPUT * self.problem.n_in, n // COARSENING))
+        n = problem.n_samples
+        samples = thinned_samples(n, max(COARSE_PER_INPUT * problem.n_in, n // COARSENING))
         if samples is None:
             return
-        part = thinned(self.problem, samples)
-        share = part.total_weight / self.problem.total_weight
+        part = thinned(problem, samples)
+        share = part.total_weight / problem.total_weight
+        if share == 0.0:
+            return
         goal: Goal = self.goal
         if isinstance(goal, Penalized):
             goal = Penalized(share * goal.multiplier)
@@ -179,7 +189,7 @@ class Pursuit:
         state.iterations += coarse.n_iterations
         state.weight[:], state.bias[:] = iterate.weight, coarse._state.bias
         state.value[:] = self.structure.values(state.weight)
-        self._coarse_multiplier = min(iterate.multiplier / share, self.largest)
+        self._near = min(iterate.multiplier / share, self.largest)
 
     def _empty_is_optimal(self) -> bool:
         if self.empty_radius == 0.0:
@@ -219,8 +229,8 @@ class Pursuit:
             return self.goal.multiplier
         if isinstance(self._warm, Solution) and 0.0 < self._warm.multiplier < self.largest:
             return self._warm.multiplier
-        if self._coarse_multiplier is not None:
-            return self._coarse_multiplier
+        if self._near is not None:
+            return self._near
         if isinstance(self.goal, Sparsity):
             return self.largest * max(0.02, 0.25 * self.goal.sparsity**2)
         relative = self.epsilon / self.empty_radius
@@ -239,7 +249,7 @@ class Pursuit:
             self._measure_warm_start(rounds, start)
             if rounds.gap <= SAFETY * tol and self.count_is_right(self._state.weight):
                 return
-        near = self._coarse_multiplier is not None
+        near = self._near is not None
         if isinstance(goal, Penalized):
             solve_penalized(rounds, goal.multiplier, tol)
         elif isinstance(goal, Sparsity):

@@ -7,6 +7,7 @@ from numba import njit
 
 FAST = {"reassoc", "contract", "nsz"}  # lets sums vectorise; NaN and infinities keep their meaning
 SWEEPS_PER_ROUND = 3
+FIRST_SWEEPS, SMALL = 8, 64  # sweeps that are tried before a factorisation of more than a small support
 BLOCK = 32  # coordinates between two products of `block_sweeps`
 BLOCK_PASSES = 2  # over a block: cheap next to the product, and neighbours tend to be correlated
 RIDGE = 1e-11  # relative to the diagonal: far above rounding in the factor, far below any tolerance on the step
@@ -146,6 +147,11 @@ def lasso(H, r, x, thresholds, tolerance, max_rounds):
     """
     m = x.size
     work = 0.0
+    for _ in range(FIRST_SWEEPS if np.count_nonzero(x) > SMALL else 0):
+        if _violation(x, r, thresholds) <= tolerance:
+            return work
+        _sweep(H, r, x, thresholds, False)
+        work += 2.0 * m * np.count_nonzero(x)
     for _ in range(max_rounds):
         if _violation(x, r, thresholds) <= tolerance:
             break

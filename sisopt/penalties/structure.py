@@ -49,6 +49,12 @@ class Structure:
         """Whether a single weight pays by itself."""
         return self.labels is None or bool(np.any((self.factors > 0) & np.isfinite(self.factors)))
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether g is a multiple of the l1 norm of the weights that are allowed."""
+        finite = self.factors[np.isfinite(self.factors)]
+        return self.labels is None and (finite.size == 0 or bool((finite == finite[0]).all()))
+
     def values(self, weight: Array) -> Array:
         """Return g row by row, (r,); the sum over rows is g(W).
 

@@ -55,7 +55,7 @@ def input_metric(problem: LayerProblem, dtype: np.dtype[Any], n_threads: int) ->
         X, v = X[samples], None if v is None else v[samples]
         share = samples.size / problem.n_samples
     center = products.column_means(X, v) if problem.has_bias else np.zeros(problem.n_in)
-    gram = products.gram(X, center if problem.has_bias else None, v, n_threads)
+    gram = products.gram(X, center if problem.has_bias else None, v, n_threads, np.float32)
     if problem.has_bias:  # inputs that are constant up to rounding: the bias does what they can do
         constant = np.diagonal(gram) <= X.shape[0] * (CONSTANT * np.abs(center)) ** 2
         gram[constant], gram[:, constant] = 0.0, 0.0

@@ -19,6 +19,7 @@ from .rounds import Rounds, Stopped
 
 SAFETY = 0.8  # of the tolerance is what solvers aim at: rounding and the final certificate take their share
 LOOSE = 0.1  # gap of rounds far from the target
+NEAR = 0.01  # of that, of rounds that are near
 TIGHT = 0.3  # of the tolerance is what a round near the target is solved to; later ones tighten by this factor
 SLOPE = 0.7  # of log(radius) over log(multiplier), until two rounds tell
 LOOSENESS = 0.1  # of the square of the radius that a round's gap may move
@@ -79,7 +80,7 @@ def accuracy_for(distance: float, tol: float) -> float:
     """Return how exact a round should be whose outcome is expected at this distance (in logarithms) from the target."""
     if distance > 0.1:
         return max(LOOSE, TIGHT * tol)
-    return max(0.1 * LOOSE, TIGHT * tol) if distance > 0.01 else TIGHT * tol
+    return max(NEAR * LOOSE, TIGHT * tol) if distance > 0.01 else TIGHT * tol
 
 
 def solve_penalized(rounds: Rounds, multiplier: float, tol: float) -> None:

@@ -31,6 +31,7 @@ GEMM_OVERHEAD = 16.0  # a product with r rows costs as much as one with r + 16 a
 MODEL_COST = {4: 8.0, 8: 4.0}  # an operation of the lasso kernel against one of a product, by the latter's item size
 EMPTY = 1e-13  # of the total weight: active samples that weigh less are none
 GAIN, MAX_IDLE = 0.9, 30  # so many steps without bringing the gap down by a tenth: rounding has the last word
+FIRST_RATE = 0.3  # contraction of the gap in one step, before any was seen
 FASTEST, SLOWEST = 0.05, 0.99  # contractions of the gap in one step that predictions believe
 PER_COLUMN, LEAST_ACTIVE = 16, 2048  # active samples behind a thinned Hessian
 ORDER_SEED = 20_210_718
@@ -178,7 +179,7 @@ class RowsMemory:
 
     def __init__(self, n_rows: int) -> None:
         self.gap, self.best = np.full(n_rows, math.inf), np.full(n_rows, math.inf)
-        self.rate = np.full(n_rows, 0.5)
+        self.rate = np.full(n_rows, FIRST_RATE)
         self.idle = np.zeros(n_rows, np.intp)
         self.model_work = np.zeros(n_rows)
         self.scale = np.ones(n_rows)

@@ -14,7 +14,7 @@ from ..thinning import thinned_samples
 
 LEAST_TOL = 1e-5  # of the gap
 LEAST_ERROR = 0.01  # of the relative error: residuals below it are differences of numbers much larger
-SAMPLES = 4096  # that are looked at
+SAMPLES = 512  # that are looked at
 RANGE = 1e15  # of magnitudes, either way
 SCALES = 1e4  # between the inputs' scales
 OFFSET = 30.0  # standard deviations that an input's mean may lie from zero
@@ -28,7 +28,7 @@ def working_dtype(problem: LayerProblem, tol: float, error: float, empty_radius:
     ``error`` is the relative error that is expected, ``empty_radius`` that of W = 0, ``size`` the norm of the dense
     pre-activations.
     """
-    fine = tol >= LEAST_TOL and error >= LEAST_ERROR and size <= SIZE * empty_radius
+    fine = tol >= LEAST_TOL and error >= LEAST_ERROR and size <= min(SIZE * empty_radius, RANGE)
     return np.dtype(np.float32 if fine and _well_scaled(problem) else np.float64)
 
 
