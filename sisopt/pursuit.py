@@ -33,7 +33,7 @@ from .solvers.quadratic_groups import QuadraticGroups
 from .solvers.quadratic_line import QuadraticLine
 from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
 from .solvers.rows import Limits, State
-from .thinning import thinned, thinned_samples
+from .thinning import counts, thinned, thinned_samples
 from .validation import as_float_array, check_shape
 
 Array = npt.NDArray[np.float64]
@@ -167,12 +167,10 @@ class Pursuit:
             return
         n = problem.n_samples
         samples = thinned_samples(n, max(COARSE_PER_INPUT * problem.n_in, n // COARSENING))
-        if samples is None:
+        if samples is None or not counts(problem, samples):
             return
         part = thinned(problem, samples)
         share = part.total_weight / problem.total_weight
-        if share == 0.0:
-            return
         goal: Goal = self.goal
         if isinstance(goal, Penalized):
             goal = Penalized(share * goal.multiplier)

@@ -23,6 +23,12 @@ def thinned_samples(n_samples: int, wanted: int) -> Indices | None:
     return edges[:-1] + (offsets * np.diff(edges)).astype(np.intp)
 
 
+def counts(problem: LayerProblem, samples: Indices) -> bool:
+    """Return whether anything on these samples has a weight."""
+    given = (problem.sample_weights, problem.entry_weights)
+    return all(weights is None or bool(weights[samples].any()) for weights in given)
+
+
 def thinned(problem: LayerProblem, samples: Indices) -> LayerProblem:
     """Return the problem on some of its samples, a copy."""
     assert problem.inputs is not None

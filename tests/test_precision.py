@@ -83,8 +83,9 @@ def test_scales_that_differ_and_inputs_without_spread_are_for_float64():
 
 
 def test_float32_metric_is_near_the_exact_one_and_forgets_constant_inputs():
-    problem = layer(3000, 12)
-    problem.inputs[:, 3] = 7.1
+    inputs = layer(3000, 12).inputs.copy()
+    inputs[:, 3] = 7.1
+    problem = sisopt.LayerProblem(inputs, np.ones((4, 12)), np.zeros(4), activation="relu")
     exact, _ = input_metric(problem, np.dtype(np.float64), 1)
     quick, _ = input_metric(problem, np.dtype(np.float32), 1)
     assert quick.exact

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .. import products
 from ..gram_statistics import input_center, input_gram
 from ..problem import LayerProblem
-from ..thinning import thinned_samples
+from ..thinning import counts, thinned_samples
 
 Array = npt.NDArray[np.float64]
 
@@ -51,6 +51,8 @@ def input_metric(problem: LayerProblem, dtype: np.dtype[Any], n_threads: int) ->
     assert problem.inputs is not None
     X, v, share = problem.inputs, problem.sample_weights, 1.0
     samples = thinned_samples(problem.n_samples, max(PER_INPUT * problem.n_in, LEAST))
+    if samples is not None and not counts(problem, samples):
+        samples = None
     if samples is not None:
         X, v = X[samples], None if v is None else v[samples]
         share = samples.size / problem.n_samples
