@@ -22,6 +22,7 @@ from .judge import gap
 from .problem import LayerProblem
 from .pursuit import Pursuit, starting_point
 from .solution import Progress, Solution, Status
+from .solvers.multiplier import SAFETY
 from .solvers.rounds import Controls, Iterate
 from .threads import resolve_threads, serial_blas
 from .validation import number, positive_integer
@@ -219,7 +220,7 @@ def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: fl
     lower = bound(weight.astype(np.float64), at)
     other = pursuit.best_dual_point
     dual_weight = None
-    if other is not None and relative_gap(objective, lower) > tol:
+    if other is not None and relative_gap(objective, lower) > SAFETY * tol:  # a start from here must count as solved
         elsewhere = evaluate(problem, other, controls.n_threads)
         pursuit.work += elsewhere.work
         if bound(other, elsewhere) > lower:

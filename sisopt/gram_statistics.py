@@ -15,6 +15,7 @@ Array = npt.NDArray[np.float64]
 
 WIDE = 2  # chunks of rows are enough where all that is done to them are products
 CONSTANT = 1e-13  # relative spread of an input below which it counts as constant
+CANCELLATION = 32.0  # times what comes of them may the terms of a dense pre-activation be: a digit or two are lost then
 
 
 def is_quadratic(problem: LayerProblem) -> bool:
@@ -88,6 +89,10 @@ def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatisti
     gram, work = input_gram(problem, n_threads)
     center = input_center(problem)
     assert problem.inputs is not None
+    dense = _dense_statistics(problem, gram, center)
+    if dense is not None:
+        problem._cache["statistics"] = dense
+        return dense, work + 2.0 * problem.n_in**2 * problem.n_out
     cross = np.empty((problem.n_out, problem.n_in))
     energy, mean = np.empty(problem.n_out), np.zeros(problem.n_out)
     total = problem.total_weight
@@ -107,3 +112,20 @@ def gram_statistics(problem: LayerProblem, n_threads: int) -> tuple[GramStatisti
     statistics = GramStatistics(gram, cross, energy, center, mean, total)
     problem._cache["statistics"] = statistics
     return statistics, work + 2.0 * problem.n_samples * problem.n_in * problem.n_out
+
+
+def _dense_statistics(problem: LayerProblem, gram: Array, center: Array) -> GramStatistics | None:
+    """Return the statistics of targets that are the dense layer's own, from its weights and the Gram matrix.
+
+    None where targets are others', or where the terms of a dense pre-activation cancel: that would cost digits.
+    """
+    if not (_is_identity(problem) and problem.own_targets and problem.shift is None):
+        return None
+    W = problem.weight.astype(np.float64)
+    cross = W @ gram
+    energy = np.einsum("ij,ij->i", cross, W)
+    reach = np.abs(W) @ np.sqrt(np.diagonal(gram))
+    if not (reach <= CANCELLATION * np.sqrt(np.maximum(energy, 0.0))).all():
+        return None
+    mean = W @ center + problem.dense_bias if problem.has_bias else np.zeros(problem.n_out)
+    return GramStatistics(gram, cross, energy, center, mean, problem.total_weight)

@@ -13,6 +13,7 @@ from .kernels.coordinate_descent import gather
 from .layer import sparsify
 from .penalties import SparseGroup
 from .problem import LayerProblem
+from .solvers.shared_inverse import SharedInverse
 
 
 def warmup() -> None:
@@ -39,6 +40,7 @@ def warmup() -> None:
     solve(LayerProblem(X, W, activation="relu", penalty=SparseGroup("rows")), budget, n_threads=1)
     for dtype in (np.float64, np.float32):
         _compile_gather(dtype)
+    _compile_shared_steps()
 
 
 def _compile_gather(dtype: type[np.floating[Any]]) -> None:
@@ -48,3 +50,10 @@ def _compile_gather(dtype: type[np.floating[Any]]) -> None:
         inputs.flags.writeable = False  # as problems keep them
         for working in (np.float64, np.float32):
             gather(inputs, some, some, np.zeros(2), np.empty((2, 2), working))
+
+
+def _compile_shared_steps() -> None:
+    """Compile the steps that rows take together: problems as small as those above have no use for them."""
+    shared, W = SharedInverse(np.eye(2), np.ones(1)), np.zeros((1, 2))
+    shared.aim(np.ones(1))
+    shared.steps(np.zeros(1, np.intp), np.ones((1, 2)), W, np.zeros((1, 2), np.float32), np.ones((1, 2)), 1)

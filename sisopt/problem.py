@@ -102,6 +102,7 @@ class LayerProblem:
     batches: BatchStream | None
     n_samples: int
     structure: Structure = field(init=False)
+    own_targets: bool  # whether the targets are those of weight and inputs
     _dense: npt.NDArray[Any] | None  # the pre-activations, where they were given or are kept
     _cache: dict[str, Any] = field(compare=False)
 
@@ -162,6 +163,7 @@ class LayerProblem:
             statistics=None,
             batches=None,
             n_samples=n_samples,
+            own_targets=preactivations is None,
             _dense=Z,
             _cache={},
         )
@@ -282,7 +284,9 @@ class LayerProblem:
         """Return a problem without inputs from checked fields."""
         absent = ("inputs", "_dense", "shift", "entry_weights", "sample_weights", "statistics", "batches")
         problem = cls.__new__(cls)
-        problem._set(**{**dict.fromkeys(absent), "tolerance": 0.0, "fidelity": 0.0, "_cache": {}, **fields})
+        plain = {"own_targets": False, "tolerance": 0.0, "fidelity": 0.0, "_cache": {}}
+        nothing: dict[str, Any] = {**dict.fromkeys(absent), **plain}
+        problem._set(**{**nothing, **fields})
         return problem
 
     def __getstate__(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ SAME = 1e-7  # relative error up to which a layer counts as the dense one
 LEAST_ERROR_ACCURACY = 1e-9  # of a solve without penalty, relative to the loss
 SMALL_MULTIPLIER = 1e-6  # relative to the largest: where a dual point for a budget of 0 is taken
 DENSE_ACCURACY = 0.1  # of the tolerance
-COARSE_PER_INPUT, COARSENING = 16, 8  # samples to start on: so many per input at least, and this part of all
+COARSE_PER_INPUT, COARSENING = 32, 8  # samples to start on: so many per input at least, and this part of all
 COARSE_TOL = 2e-3  # gap of the answer on them
 
 
@@ -162,8 +162,8 @@ class Pursuit:
 
     def _start_coarse(self) -> None:
         """Start from the answer on part of the samples, where these are many."""
-        problem, entrywise = self.problem, isinstance(self.problem.activation, Elementwise)
-        if problem.inputs is None or not entrywise or is_quadratic(problem) or (self._exact and isinstance(self.goal, ErrorBudget)):
+        problem, exact = self.problem, self._exact and isinstance(self.goal, ErrorBudget)
+        if problem.inputs is None or exact or not isinstance(problem.activation, Elementwise) or is_quadratic(problem):
             return
         n = problem.n_samples
         samples = thinned_samples(n, max(COARSE_PER_INPUT * problem.n_in, n // COARSENING))

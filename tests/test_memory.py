@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sisopt import ConvergenceWarning, ErrorBudget, LayerProblem, Sparsity, products, solve
-from sisopt.solvers import forward_backward
+from sisopt.solvers import forward_backward, newton
 from sisopt.validation import check_finite, check_size, check_weights
 
 SIZES = 5000, 512, 256  # samples, inputs, outputs
@@ -88,7 +88,7 @@ def crop(arrays):
     return problem
 
 
-@pytest.mark.parametrize("budget", [1 << 20, 4 << 20])
+@pytest.mark.parametrize("budget", [1 << 20, 2 << 20])  # all of them, in float32, would take 4.4 MB
 @pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
 def test_hessians_live_under_their_budget(crop, monkeypatch, budget):
     peaks = []
@@ -96,7 +96,7 @@ def test_hessians_live_under_their_budget(crop, monkeypatch, budget):
         monkeypatch.setattr(forward_backward, "HESSIAN_BYTES", bytes_allowed)
         peaks.append(peak_and_left(lambda: solve(crop, TIGHT, max_iterations=12, n_threads=1))[0])
     gram, _ = sizes(crop)
-    allowed = peaks[0] + budget + 3 * gram  # one Hessian at work beside its copy and its product
+    allowed = peaks[0] + budget + 3 * gram + newton.GATHER_BYTES  # one at work: its copy, its product, its samples
     assert peaks[1] <= allowed < peaks[2]
 
 

@@ -141,6 +141,7 @@ def test_a_thinned_problem_is_the_problem_on_its_samples():
 @pytest.mark.parametrize("goal", [*GOALS, sisopt.Penalized(30.0)], ids=str)
 def test_starts_on_part_of_the_samples_lead_to_the_same_optimum(goal, monkeypatch):
     monkeypatch.setattr(newton, "LEAST_ACTIVE", 64)
+    monkeypatch.setattr(pursuit, "COARSE_PER_INPUT", 16)
     started = []
     original = pursuit.thinned
     monkeypatch.setattr(pursuit, "thinned", lambda *args: started.append(1) or original(*args))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sisopt
+from sisopt import problem as posing
 from sisopt.evaluation import _evaluate_data, _evaluate_gram, _is_exact, evaluate
 from sisopt.gram_statistics import gram_statistics
 from sisopt.kernels.alternating import RELAXATION, alternating_steps
@@ -48,7 +49,7 @@ def test_alternating_steps_are_those_of_admm(n_steps):
     inverse, root = scaled_inverse(H, rho)
     rng = np.random.default_rng(1)
     start = np.where(np.isinf(thresholds), 0.0, 0.1 * rng.standard_normal(Q.shape) * root * size[:, None])
-    U = (0.1 * rng.standard_normal(Q.shape)).astype(np.float32)
+    U = 0.1 * rng.standard_normal(Q.shape)
     unit = root * size[:, None]
     expected, duals = plain_steps(H, Q, start, U * unit, thresholds, rho / root**2, n_steps)
     W = start.copy()
@@ -154,3 +155,31 @@ def test_identity_targets_are_those_that_every_other_activation_goes_by(shifted)
     ours, theirs = gram_statistics(plain, 1)[0], gram_statistics(points, 1)[0]
     for name in ("cross", "energy", "target_mean", "gram"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2.0, 300)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_targets_that_are_the_dense_layers_need_no_look_at_the_data(monkeypatch, weights, has_bias):
+    rng = np.random.default_rng(5)
+    X, W, b = rng.standard_normal((300, 12)) + 3.0, rng.standard_normal((20, 12)), rng.standard_normal(20)
+    X[:, 4] = 7.0
+    b = b if has_bias else None
+    expected = gram_statistics(
+        sisopt.LayerProblem(X, W, b, preactivations=X @ W.T + (0 if b is None else b), sample_weights=weights), 1
+    )[0]
+    monkeypatch.setattr(posing, "KEPT_BYTES", 0)
+    problem = sisopt.LayerProblem(X, W, b, sample_weights=weights)
+    monkeypatch.setattr(sisopt.LayerProblem, "dense_rows", None)
+    ours = gram_statistics(problem, 1)[0]
+    for name in ("cross", "energy", "target_mean", "input_mean", "gram"):
+        size = np.abs(getattr(expected, name)).max()
+        np.testing.assert_allclose(getattr(ours, name), getattr(expected, name), atol=1e-12 * size)
+
+
+def test_dense_weights_whose_terms_cancel_are_summed_over_the_data(monkeypatch):
+    rng = np.random.default_rng(6)
+    X = rng.standard_normal((300, 1)) + 1e-6 * rng.standard_normal((300, 2))
+    W = np.repeat([[1.0, -1.0]], 20, axis=0)
+    monkeypatch.setattr(posing, "KEPT_BYTES", 0)
+    at = gram_statistics(sisopt.LayerProblem(X, W), 1)[0]
+    np.testing.assert_allclose(at.energy, ((X @ W.T) ** 2).sum(axis=0), rtol=1e-9)

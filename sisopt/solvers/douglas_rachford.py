@@ -51,7 +51,6 @@ NO_BUDGET = 1e-9  # of that spread: smaller budgets do not divide dual variables
 FIRST_BALANCES = 4  # at a start with dual variables
 
 
-
 class GraphSplitting:
     """Steps of the splitting; see the module's docstring. It never decides that it is done.
 

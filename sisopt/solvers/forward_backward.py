@@ -86,8 +86,8 @@ class DataRows:
         uniform = problem.entry_weights is None
         weighted = not uniform or problem.sample_weights is not None
         X = problem.inputs
-        small = self.dtype.itemsize * X.size <= INPUT_BYTES
-        self._inputs = X.astype(self.dtype, copy=False) if small else X  # else products cast block by block
+        copied = X.dtype != self.dtype and self.dtype.itemsize * X.size <= INPUT_BYTES
+        self._inputs = np.ascontiguousarray(X, self.dtype) if copied else X  # else products cast block by block
         self._source = HessianSource(self._inputs, self._metric, uniform, weighted)
         self._top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
         self._ridge = self._metric.ridge * self._top * np.diagonal(self._metric.gram).astype(np.float64)
@@ -123,9 +123,7 @@ class DataRows:
             self.state.work += work
         self.state.iterations += iterations
 
-    def _solve_chunk(
-        self, chunk: _Chunk, rows: slice, multipliers: Array, tolerances: Array, limits: Limits
-    ) -> int:
+    def _solve_chunk(self, chunk: _Chunk, rows: slice, multipliers: Array, tolerances: Array, limits: Limits) -> int:
         structure = self._structure.rows(rows)
         penalized = bool(multipliers.all())
         live = np.arange(chunk.bias.size)

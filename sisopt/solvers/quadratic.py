@@ -20,10 +20,10 @@ from .shared_inverse import SharedInverse
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
-Singles = npt.NDArray[np.float32]
 
 NEAR = 0.9  # columns whose correlation is within this fraction of the threshold join the model
 EXACTNESS = 0.1  # of the tolerance is what rows are solved to: searches over multipliers go straighter
+TELLING = 3e-3  # gap of a row, relative to its objective, from which on its radius and its zeros mean something
 CHUNKS, MIN_ROWS, MAX_ROWS = 4, 32, 128  # rows that are moved together
 SWEEPS, STEPS = 4, 8  # of all live rows between two looks at their gaps
 MODELS = 8  # rows between two looks at the clock
@@ -34,7 +34,7 @@ SINGLE = 0.5  # a product in float32
 PRODUCT_OVERHEAD = 8  # a product with r rows costs as much as one with r + 8 at full speed
 SWEEP_OVERHEAD = 450  # a coordinate costs as much as a product with m + 450 coordinates
 STEP_OVERHEAD = 60
-MODEL_COST = 10.0
+MODEL_COST = 3.0
 MODEL_OVERHEAD = 20.0
 
 
@@ -93,7 +93,7 @@ class QuadraticRows:
         live = np.arange(W.shape[0])
         memory = RowsMemory(live.size)
         spent = 0.0 if penalized else np.inf
-        duals: Singles | None = None
+        duals: Array | None = None
         for iteration in range(limits.iterations + 1):
             C = W[live] @ self._gram - cross[live]
             loss = 0.5 * (np.einsum("ij,ij->i", W[live], C - cross[live]) + energy[live])
@@ -101,7 +101,9 @@ class QuadraticRows:
             state.put(rows.start + live, sums)
             if penalized:
                 gaps = penalized_row_gaps(sums, multipliers[live])
-                keep = (gaps > tolerances[live]) & memory.see(live, gaps)
+                telling = TELLING * (multipliers[live] * sums.value + sums.loss)
+                enough = np.where(tolerances[live] < np.inf, np.minimum(tolerances[live], telling), np.inf)
+                keep = (gaps > enough) & memory.see(live, gaps)
                 live, C = live[keep], C[keep]
                 duals = None if duals is None else duals[keep]
             if live.size == 0 or iteration == limits.iterations or limits.out_of_time():

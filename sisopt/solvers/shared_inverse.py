@@ -37,13 +37,13 @@ class SharedInverse:
         if not 1.0 / KEPT <= wanted / max(self._rho, LEAST / KEPT**2) <= KEPT:
             self._rho, self._inverse = wanted, np.empty((0, 0), np.float32)
 
-    def duals(self, rows: Indices, gradient: Array, thresholds: Array) -> Singles:
+    def duals(self, rows: Indices, gradient: Array, thresholds: Array) -> Array:
         """Return the scaled duals (r, n_in) that the gradients of some rows suggest."""
         unit = self._root / (self._rho * self._size[rows, None])
         limit = thresholds * unit
-        return np.asarray(np.clip(-gradient * unit, -limit, limit), dtype=np.float32)
+        return np.asarray(np.clip(-gradient * unit, -limit, limit))
 
-    def steps(self, rows: Indices, gradient: Array, W: Array, U: Singles, thresholds: Array, n: int) -> None:
+    def steps(self, rows: Indices, gradient: Array, W: Array, U: Array, thresholds: Array, n: int) -> None:
         """Take n steps with ``rows``: W and the duals U move; all arrays are (r, n_in)."""
         with self._lock:
             if self._inverse.size == 0:
