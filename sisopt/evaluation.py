@@ -12,10 +12,12 @@ from .certificate import RowSums, balanced, row_sums
 from .gram_statistics import WIDE, gram_statistics, input_center, is_quadratic
 from .losses import row_loss
 from .problem import LayerProblem
+from .thinning import counts, thinned, thinned_samples
 from .threads import available_threads, ordered_map, resolve_threads
 
 Array = npt.NDArray[np.float64]
 
+SIZED = 4096  # samples that tell the size of pre-activations
 ROUNDING = 1e-13  # of the size of the targets: a radius below it is none
 SUMMATION = 8.0 * np.finfo(float).eps  # relative error of an entry of the sums over samples, whose terms vary in sign
 EXACT = 1e-9  # relative error of losses and gradients up to which the sums can stand for the data
@@ -144,10 +146,16 @@ def empty_evaluation(problem: LayerProblem, n_threads: int | None = None) -> Eva
 
 
 def target_size(problem: LayerProblem) -> float:
-    """Return the (weighted) norm of the dense pre-activations, against which a radius may be mere rounding."""
-    if problem.statistics is not None:
-        s = problem.statistics
+    """Return the (weighted) norm of the dense pre-activations, against which a radius may be mere rounding.
+
+    An estimate from part of the samples where they would have to be computed for it.
+    """
+    if problem.statistics is not None or "statistics" in problem._cache:
+        s = gram_statistics(problem, 1)[0]
         return float(np.sqrt(s.energy.sum() + s.total_weight * (s.target_mean**2).sum()))
+    samples = thinned_samples(problem.n_samples, SIZED) if problem._dense is None else None
+    if samples is not None and counts(problem, samples):
+        return target_size(thinned(problem, samples)) * float(np.sqrt(problem.n_samples / samples.size))
     total = 0.0
     v = np.ones(problem.n_samples) if problem.sample_weights is None else problem.sample_weights
     for rows in problem.chunks():

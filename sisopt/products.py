@@ -72,11 +72,11 @@ def gram(
     sample_weights: Array | None,
     n_threads: int,
     dtype: type[np.floating[Any]] = np.float64,
-) -> Array:
+) -> npt.NDArray[Any]:
     """Return ``sum_k v_k (x_k - center)(x_k - center)'``, centred before it is summed: offsets then cost no digits.
 
-    Products of a block of samples are made in ``dtype`` and added up in float64. Wide inputs are cut into tiles of
-    columns, of which those on and above the diagonal are formed; narrow ones into parts of the samples.
+    Products of a block of samples are made in ``dtype``, added up in float64 and returned in ``dtype``. Wide inputs are
+    cut into tiles of columns, of which those on and above the diagonal are formed; narrow ones into parts of the samples.
     """
     n_samples, n_in = inputs.shape
     tiles = [slice(i, min(i + TILE, n_in)) for i in range(0, n_in, TILE)]
@@ -101,10 +101,10 @@ def gram(
             total += left.T @ (left if i == j else columns(samples, tiles[j]))
         return total
 
-    out = np.zeros((n_in, n_in))
+    out = np.zeros((n_in, n_in), dtype)
     jobs = [(pair, part) for pair in pairs for part in range(parts)]
     for ((i, j), _), total in zip(jobs, ordered_map(piece, jobs, n_threads), strict=True):
-        out[tiles[i], tiles[j]] += total
+        out[tiles[i], tiles[j]] += total.astype(dtype, copy=False)
     for i, j in pairs:
         if i != j:
             out[tiles[j], tiles[i]] = out[tiles[i], tiles[j]].T

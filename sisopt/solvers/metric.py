@@ -61,6 +61,8 @@ def input_metric(problem: LayerProblem, dtype: np.dtype[Any], n_threads: int) ->
     if problem.has_bias:  # inputs that are constant up to rounding: the bias does what they can do
         constant = np.diagonal(gram) <= X.shape[0] * (CONSTANT * np.abs(center)) ** 2
         gram[constant], gram[:, constant] = 0.0, 0.0
-    metric = Metric((gram / share).astype(np.float32), center, samples is None)
+    if share < 1.0:
+        gram /= share
+    metric = Metric(gram, center, samples is None)
     problem._cache["metric"] = metric
     return metric, 2.0 * X.shape[0] * problem.n_in**2
