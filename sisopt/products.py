@@ -76,7 +76,7 @@ def gram(
     """Return ``sum_k v_k (x_k - center)(x_k - center)'``, centred before it is summed: offsets then cost no digits.
 
     Products of a block of samples are made in ``dtype``, added up in float64 and returned in ``dtype``. Wide inputs are
-    cut into tiles of columns, of which those on and above the diagonal are formed; narrow ones into parts of the samples.
+    cut into tiles of columns, of which those on and above the diagonal are formed; narrow ones into parts of samples.
     """
     n_samples, n_in = inputs.shape
     tiles = [slice(i, min(i + TILE, n_in)) for i in range(0, n_in, TILE)]
