@@ -44,20 +44,22 @@ class LogSecant:
     """Bracketed secant for the root of a monotone function of x = log(multiplier).
 
     ``slope`` is the guess of the function's slope before two points are known; its sign is trusted throughout.
-    ``low`` and ``high`` are points on either side of the root.
+    ``low`` and ``high`` are points on either side of the root. Slopes flatter than ``flattest`` are taken for an effect
+    of loose rounds.
     """
 
     slope: float
     low: float = -math.inf
     high: float = math.inf
     last: tuple[float, float] | None = None
+    flattest: float = 0.02
 
     def propose(self, x: float, excess: float) -> float:
         """Return the next x, given the function's value at this one."""
         if self.last is not None and abs(x - self.last[0]) > 1e-12:
             slope = (excess - self.last[1]) / (x - self.last[0])
             if slope * self.slope > 0:
-                self.slope = math.copysign(min(max(abs(slope), 0.02), 20.0), self.slope)
+                self.slope = math.copysign(min(max(abs(slope), self.flattest), 20.0), self.slope)
         self.last = (x, excess)
         if (excess > 0) == (self.slope > 0):
             self.high = x
@@ -196,7 +198,7 @@ def solve_sparsity(
     """
     state = rounds.solver.state
     top = math.log(largest)
-    search = LogSecant(slope=-0.9, high=top)
+    search = LogSecant(slope=-0.9, high=top, flattest=0.3)
     x, accuracy, last, beyond = math.log(start), TIGHT * tol if near else LOOSE, False, 1e-6
     for _ in range(MAX_ROUNDS):
         multiplier = math.exp(x)
@@ -224,7 +226,10 @@ def solve_sparsity(
         elif (search.width < 1e-3 and not exact) or (not tight and EXPECTED * abs(excess) <= 0.01):
             search.forget(top)  # it rests on looser rounds
             accuracy = min(TIGHT * accuracy, TIGHT * tol)
-        elif not tight:
-            accuracy = accuracy_for(EXPECTED * abs(excess), tol)
+        elif not tight:  # counts lag behind a multiplier that moves little: two rounds near the target do not tell more
+            wanted = TIGHT * tol if accuracy <= NEAR * LOOSE else accuracy_for(EXPECTED * abs(excess), tol)
+            if wanted < accuracy:
+                search.forget(top)
+            accuracy = wanted
         x = proposal
     raise Stopped(Status.STALLED)
