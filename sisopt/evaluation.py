@@ -12,7 +12,7 @@ from .certificate import RowSums, balanced, row_sums
 from .gram_statistics import WIDE, gram_statistics, input_center, is_quadratic
 from .losses import row_loss
 from .problem import LayerProblem
-from .thinning import counts, thinned, thinned_samples
+from .thinning import thinned, useful_samples
 from .threads import available_threads, ordered_map, resolve_threads
 
 Array = npt.NDArray[np.float64]
@@ -153,8 +153,8 @@ def target_size(problem: LayerProblem) -> float:
     if problem.statistics is not None or "statistics" in problem._cache:
         s = gram_statistics(problem, 1)[0]
         return float(np.sqrt(s.energy.sum() + s.total_weight * (s.target_mean**2).sum()))
-    samples = thinned_samples(problem.n_samples, SIZED) if problem._dense is None else None
-    if samples is not None and counts(problem, samples):
+    samples = useful_samples(problem, SIZED) if problem._dense is None else None
+    if samples is not None:
         return target_size(thinned(problem, samples)) * float(np.sqrt(problem.n_samples / samples.size))
     total = 0.0
     v = np.ones(problem.n_samples) if problem.sample_weights is None else problem.sample_weights

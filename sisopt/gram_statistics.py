@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,6 +61,15 @@ def input_center(problem: LayerProblem) -> Array:
     return problem._cache["center"]  # type: ignore[no-any-return]
 
 
+def forget_constants(gram: npt.NDArray[Any], center: Array, total_weight: float, spread: float) -> None:
+    """Zero what a centred Gram matrix holds of inputs that are constant up to rounding: the bias does what they can do.
+
+    ``spread`` is their standard deviation over their mean up to which they count as such.
+    """
+    constant = np.diagonal(gram) <= total_weight * (spread * np.abs(center)) ** 2
+    gram[constant], gram[:, constant] = 0.0, 0.0
+
+
 def input_gram(problem: LayerProblem, n_threads: int) -> tuple[Array, float]:
     """Return the (centred, weighted) Gram matrix of the inputs and the work of forming it, 0 where it was cached."""
     if "gram" in problem._cache:
@@ -66,9 +77,8 @@ def input_gram(problem: LayerProblem, n_threads: int) -> tuple[Array, float]:
     assert problem.inputs is not None
     center = input_center(problem) if problem.has_bias else None
     gram = products.gram(problem.inputs, center, problem.sample_weights, n_threads)
-    if center is not None:  # inputs that are constant up to rounding: the bias does what they can do
-        constant = np.diagonal(gram) <= problem.total_weight * (CONSTANT * np.abs(center)) ** 2
-        gram[constant], gram[:, constant] = 0.0, 0.0
+    if center is not None:
+        forget_constants(gram, center, problem.total_weight, CONSTANT)
     problem._cache["gram"] = gram
     return problem._cache["gram"], 2.0 * problem.n_samples * problem.n_in**2
 

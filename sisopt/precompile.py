@@ -56,4 +56,4 @@ def _compile_shared_steps() -> None:
     """Compile the steps that rows take together: problems as small as those above have no use for them."""
     shared, W = SharedInverse(np.eye(2), np.ones(1)), np.zeros((1, 2))
     shared.aim(np.ones(1))
-    shared.steps(np.zeros(1, np.intp), np.ones((1, 2)), W, np.zeros((1, 2), np.float32), np.ones((1, 2)), 1)
+    shared.steps(np.zeros(1, np.intp), np.ones((1, 2)), W, np.zeros((1, 2)), np.ones((1, 2)), 1)

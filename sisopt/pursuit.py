@@ -33,7 +33,7 @@ from .solvers.quadratic_groups import QuadraticGroups
 from .solvers.quadratic_line import QuadraticLine
 from .solvers.rounds import Controls, Iterate, Rounds, RowSolver, Stopped
 from .solvers.rows import Limits, State
-from .thinning import counts, thinned, thinned_samples
+from .thinning import thinned, useful_samples
 from .validation import as_float_array, check_shape
 
 Array = npt.NDArray[np.float64]
@@ -165,9 +165,8 @@ class Pursuit:
         problem, exact = self.problem, self._exact and isinstance(self.goal, ErrorBudget)
         if problem.inputs is None or exact or not isinstance(problem.activation, Elementwise) or is_quadratic(problem):
             return
-        n = problem.n_samples
-        samples = thinned_samples(n, max(COARSE_PER_INPUT * problem.n_in, n // COARSENING))
-        if samples is None or not counts(problem, samples):
+        samples = useful_samples(problem, max(COARSE_PER_INPUT * problem.n_in, problem.n_samples // COARSENING))
+        if samples is None:
             return
         part = thinned(problem, samples)
         share = part.total_weight / problem.total_weight

@@ -23,10 +23,13 @@ def thinned_samples(n_samples: int, wanted: int) -> Indices | None:
     return edges[:-1] + (offsets * np.diff(edges)).astype(np.intp)
 
 
-def counts(problem: LayerProblem, samples: Indices) -> bool:
-    """Return whether anything on these samples has a weight."""
+def useful_samples(problem: LayerProblem, wanted: int) -> Indices | None:
+    """Return ``wanted`` samples of a problem; None also where nothing on them has a weight."""
+    samples = thinned_samples(problem.n_samples, wanted)
+    if samples is None:
+        return None
     given = (problem.sample_weights, problem.entry_weights)
-    return all(weights is None or bool(weights[samples].any()) for weights in given)
+    return samples if all(weights is None or weights[samples].any() for weights in given) else None
 
 
 def thinned(problem: LayerProblem, samples: Indices) -> LayerProblem:

@@ -170,3 +170,10 @@ def test_bits_do_not_depend_on_threads_with_thinned_metrics_and_starts():
     np.testing.assert_array_equal(one.weight, two.weight)
     np.testing.assert_array_equal(one.bias, two.bias)
     assert one.gap == two.gap
+
+
+def test_small_sample_weights_make_no_input_constant():
+    problem = layer(300, 5, 2)
+    weighted = layer(300, 5, 2, sample_weights=np.full(300, 1e-30))
+    one, other = (input_metric(p, np.dtype(np.float32), 1)[0].gram for p in (problem, weighted))
+    np.testing.assert_allclose(other, 1e-30 * one, rtol=1e-4, atol=1e-34)

@@ -192,9 +192,9 @@ class DataRows:
         )  # fmt: skip
         chunk.work += 6.0 * passes * step.shape[1]
         moved, memory = alphas > 0, chunk.memory
-        in_gram = live[moved & ~memory.newton[live]]
-        scaled = memory.scale[in_gram] / alphas[moved & ~memory.newton[live]]
-        memory.scale[in_gram] = np.clip(scaled, LEAST_SCALE, 1.0)
+        in_gram = moved & ~memory.newton[live]
+        rows = live[in_gram]
+        memory.scale[rows] = np.clip(memory.scale[rows] / alphas[in_gram], LEAST_SCALE, 1.0)
         return live[moved]
 
     def _directions(self, chunk: _Chunk, live: Indices, C: Array, tolerances: Array) -> tuple[Array, Array]:

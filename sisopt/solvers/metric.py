@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import products
-from ..gram_statistics import input_center, input_gram
+from ..gram_statistics import forget_constants, input_center, input_gram
 from ..problem import LayerProblem
-from ..thinning import counts, thinned_samples
+from ..thinning import useful_samples
 
 Array = npt.NDArray[np.float64]
 
@@ -50,17 +50,14 @@ def input_metric(problem: LayerProblem, dtype: np.dtype[Any], n_threads: int) ->
         return problem._cache["metric"], 0.0
     assert problem.inputs is not None
     X, v, share = problem.inputs, problem.sample_weights, 1.0
-    samples = thinned_samples(problem.n_samples, max(PER_INPUT * problem.n_in, LEAST))
-    if samples is not None and not counts(problem, samples):
-        samples = None
+    samples = useful_samples(problem, max(PER_INPUT * problem.n_in, LEAST))
     if samples is not None:
         X, v = X[samples], None if v is None else v[samples]
         share = samples.size / problem.n_samples
     center = products.column_means(X, v) if problem.has_bias else np.zeros(problem.n_in)
     gram = products.gram(X, center if problem.has_bias else None, v, n_threads, np.float32)
-    if problem.has_bias:  # inputs that are constant up to rounding: the bias does what they can do
-        constant = np.diagonal(gram) <= X.shape[0] * (CONSTANT * np.abs(center)) ** 2
-        gram[constant], gram[:, constant] = 0.0, 0.0
+    if problem.has_bias:
+        forget_constants(gram, center, X.shape[0] if v is None else float(v.sum()), CONSTANT)
     if share < 1.0:
         gram /= share
     metric = Metric(gram, center, samples is None)

@@ -148,13 +148,8 @@ class HessianSource:
 
 @dataclass
 class RowMemory:
-    """How the gap of one problem comes down from step to step: the last one, how fast it contracts, the best.
+    """The best gap of one problem, and for how many steps it has not come down."""
 
-    ``idle`` counts the steps in which the best has not come down.
-    """
-
-    gap: float = math.inf
-    rate: float = 0.5
     best: float = math.inf
     idle: int = 0
 
@@ -164,17 +159,14 @@ class RowMemory:
             self.best, self.idle = gap, 0
         else:
             self.idle += 1
-        if math.isfinite(self.gap) and self.gap > 0:
-            self.rate = math.sqrt(self.rate * min(max(gap / self.gap, FASTEST), SLOWEST))
-        self.gap = gap
         return self.idle < MAX_IDLE
 
 
 class RowsMemory:
     """What the rows of a chunk remember from step to step, arrays (rows,).
 
-    As `RowMemory` for every row; besides the work of the last model, the scale of the Gram metric (less than 1 where
-    part of the samples is active) and whether the last step was Newton's.
+    As `RowMemory` for every row; besides the last gap and how fast gaps contract, the work of the last model, the scale
+    of the Gram metric (less than 1 where part of the samples is active) and whether the last step was Newton's.
     """
 
     def __init__(self, n_rows: int) -> None:
