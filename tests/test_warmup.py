@@ -51,6 +51,13 @@ with tempfile.NamedTemporaryFile() as file:
         for inputs in (given, np.repeat(given, 2, axis=0)[::2], mapped, read_only):
             run(inputs, goal, activation="relu", dtype=dtype)
 """,
+    "neurons together": """
+taken = sum("alternating" in kernel for kernel in before)
+for dtype, goal in itertools.product(DTYPES, GOALS):
+    X, W = rng.standard_normal((400, 64)).astype(dtype), rng.standard_normal((48, 64)).astype(dtype)
+    solve(LayerProblem(X @ (np.eye(64) + 0.2).astype(dtype), W, np.zeros(48)), goal, max_iterations=200)
+assert taken
+""",
     "activations": """
 pool = MaxPool(np.arange(120).reshape(30, 4))
 for dtype, activation, goal in itertools.product(DTYPES, ("identity", "tanh", "softmax", "sparsemax", pool), GOALS):
