@@ -14,30 +14,46 @@ from .activations import (
 )
 from .batches import BatchStream
 from .dispatch import solve
-from .errors import ConvergenceWarning, InfeasibleBudgetError, InvalidInputError, SisoptError, UnsupportedError
+from .errors import (
+    ConvergenceWarning,
+    GeneralizationWarning,
+    InfeasibleBudgetError,
+    InvalidInputError,
+    SisoptError,
+    UnsupportedError,
+)
 from .goals import ErrorBudget, Penalized, Sparsity
-from .layer import SparseLayer, Stage, sparsify
+from .layer import sparsify
+from .patterns import NM, Blocks, Groups, Pattern, PerRow, Unstructured, get_pattern
 from .penalties import L1, GroupL2, SparseGroup, WeightedL1
 from .precompile import warmup
 from .problem import LayerProblem
 from .solution import Progress, Solution, Status
+from .sparse_layer import Settings, SparseLayer, Stage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
     "BatchStream",
+    "Blocks",
     "ConvergenceWarning",
     "ErrorBudget",
+    "GeneralizationWarning",
     "GroupL2",
+    "Groups",
     "InfeasibleBudgetError",
     "InvalidInputError",
     "L1",
     "LayerProblem",
     "LogSoftmax",
     "MaxPool",
+    "NM",
+    "Pattern",
     "Penalized",
+    "PerRow",
     "Progress",
+    "Settings",
     "SisoptError",
     "Softmax",
     "Solution",
@@ -47,10 +63,12 @@ __all__ = [
     "Sparsity",
     "Stage",
     "Status",
+    "Unstructured",
     "UnsupportedError",
     "WeightedL1",
     "activation_names",
     "get_activation",
+    "get_pattern",
     "pooling_windows",
     "reference",
     "register_activation",

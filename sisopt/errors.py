@@ -34,3 +34,7 @@ class InfeasibleBudgetError(SisoptError, ValueError):
 
 class ConvergenceWarning(UserWarning):
     """A solver stopped before the certified gap reached the tolerance; the message says what to change."""
+
+
+class GeneralizationWarning(UserWarning):
+    """A layer does much worse on samples held out than on those it was fitted to; the message says what to change."""

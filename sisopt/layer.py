@@ -2,86 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from .activations import Activation
-from .capabilities import METHODS
-from .dispatch import MAX_ITERATIONS, solve_silently, warn_unless_optimal
-from .errors import InvalidInputError
-from .evaluation import evaluate, output_error
+from .dispatch import warn_unless_optimal
+from .errors import GeneralizationWarning, InvalidInputError
 from .goals import ErrorBudget, Sparsity
-from .gram_statistics import column_norms
-from .penalties import Penalty
+from .patterns import Pattern, get_pattern
+from .penalties import L1, Penalty
 from .problem import LayerProblem
-from .refine.refit import refit
-from .refine.rounding import round_to_count
-from .solution import Progress, Solution
+from .refine.pipeline import EFFORTS, Pipeline
+from .solution import Progress
+from .sparse_layer import SparseLayer
 from .threads import resolve_threads, serial_blas
-from .validation import number
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A layer after one stage of `sparsify`: errors on the calibration data, seconds that the stage took."""
-
-    name: str
-    sparsity: float
-    relative_error: float
-    output_error: float
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class SparseLayer:
-    """What `sparsify` returns.
-
-    Attributes
-    ----------
-    weight : ndarray, shape (n_out, n_in)
-        Sparse weights, exact zeros, in the dtype of the dense ones.
-    bias : ndarray, shape (n_out,), or None
-    sparsity : float
-        Fraction of zeros.
-    relative_error : float
-        radius / epsilon_max on the calibration data: 0 is the dense layer, 1 the best constant one.
-    output_error : float
-        ||R(Z) - Y||_F / ||Y||_F on the calibration data, Y the dense layer's outputs; 0 if both vanish.
-    convex : Solution
-        The certified solution of the convex program that the layer was made from.
-    stages : tuple of Stage
-        The layer after each stage.
-    """
-
-    weight: npt.NDArray[Any]
-    bias: npt.NDArray[Any] | None
-    sparsity: float
-    relative_error: float
-    output_error: float
-    convex: Solution
-    stages: tuple[Stage, ...]
-
-    def __str__(self) -> str:
-        n_out, n_in = self.weight.shape
-        lines = [
-            f"SparseLayer {n_in} -> {n_out}: {self.sparsity:.2%} zeros, output error {self.output_error:.4f}",
-            f"  convex program: {self.convex.status.name}, certified gap {self.convex.gap:.1e}",
-            f"  {'stage':<12} {'zeros':>8} {'relative error':>15} {'output error':>13} {'seconds':>8}",
-        ]
-        lines += [
-            f"  {s.name:<12} {s.sparsity:>8.2%} {s.relative_error:>15.4f} {s.output_error:>13.4f} {s.seconds:>8.2f}"
-            for s in self.stages
-        ]
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return f"<SparseLayer {self.weight.shape}: sparsity {self.sparsity:.4f}, output_error {self.output_error:.4g}>"
+from .validation import as_float_array, number
 
 
 def sparsify(
@@ -93,14 +30,18 @@ def sparsify(
     sparsity: float | None = None,
     relative_error: float | None = None,
     eta: float | None = None,
+    pattern: str | Pattern | None = None,
+    effort: str = "default",
+    validation_inputs: npt.ArrayLike | None = None,
     preactivations: npt.ArrayLike | None = None,
     shift: npt.ArrayLike | None = None,
     tolerance: float = 0.0,
-    fidelity: float = 0.0,
+    fidelity: float | str = "auto",
     entry_weights: npt.ArrayLike | None = None,
     sample_weights: npt.ArrayLike | None = None,
     penalty: str | Penalty = "l1",
     mask: npt.ArrayLike | None = None,
+    seed: int = 0,
     tol: float = 1e-3,
     max_seconds: float | None = None,
     callback: Callable[[Progress], object] | None = None,
@@ -108,25 +49,42 @@ def sparsify(
 ) -> SparseLayer:
     """Make one layer sparse while it keeps its outputs on calibration data.
 
-    Solves the convex program for the goal, with a certificate; for a sparsity, makes the count exact; then refits the
-    remaining weights and the bias, without penalty, on the support found.
+    For a sparsity or a pattern: ADMM on the number of weights, whose targets are the pre-activations that give the same
+    outputs, then the exact count, then the values refitted on what stays. How closely to hold on to the dense layer is
+    chosen by trial runs on some of the neurons, judged on a fifth of the samples that they do not see. For an error
+    budget: the convex program, certified, and then the fewest weights that keep the budget after a refit.
 
     Parameters
     ----------
-    inputs, weight, bias, activation, preactivations, shift, tolerance, fidelity, entry_weights, sample_weights, \
-penalty, mask
-        The layer and its calibration data, see `LayerProblem`.
+    inputs, weight, bias, activation, preactivations, shift, tolerance, entry_weights, sample_weights, penalty, mask
+        The layer and its calibration data, see `LayerProblem`. Weights that are to stay zero are frozen by a mask.
     sparsity : float, optional
         Fraction of zero weights, in [0, 1]: round((1 - sparsity) * size) weights stay, exactly. With a penalty on
         groups whole groups are zero, and the count is that of the path of solutions on its sparser side.
     relative_error : float, optional
         Largest radius / epsilon_max, see `ErrorBudget`.
     eta : float, optional
-        Largest mean squared distance per sample, see `ErrorBudget`. One of the three goals is given.
+        Largest mean squared distance per sample, see `ErrorBudget`. One of the three goals is given, or a pattern
+        "N:M", which is one.
+    pattern : str or Pattern, optional
+        Which weights may stay: "unstructured" (the default), "per-row", "N:M" such as "2:4" (2 KEPT of every 4
+        consecutive inputs), "4x4 blocks", "columns", "rows", "filters", or an object; see `get_pattern`.
+    effort : {"default", "fast", "full"}
+        "fast" makes no trial runs and few steps. "full" takes slower steps, solves and certifies the convex program
+        too, reweights it twice and starts from there as well; what comes out better stays.
+    validation_inputs : array_like, shape (n_validation, n_in), optional
+        Other samples, which nothing is fitted to: errors on them are reported after every stage, and a stage after the
+        exact count that would raise them is skipped.
+    fidelity : float or "auto"
+        beta, see `LayerProblem`; "auto" chooses it on samples held out.
+    seed : int
+        Of the choice of samples that trial runs are judged on.
     tol : float, default 1e-3
         Relative gap of the convex program, see `solve`.
-    max_seconds, callback, n_threads
+    max_seconds, n_threads
         See `solve`.
+    callback : callable, optional
+        Called after every round of the convex program, see `solve`.
 
     Returns
     -------
@@ -138,6 +96,13 @@ penalty, mask
         If an argument is not what it should be.
     InfeasibleBudgetError
         If no weights keep the error budget.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the convex program's gap did not reach ``tol``.
+    GeneralizationWarning
+        If the layer does much worse on samples held out than on those it was fitted to.
 
     Examples
     --------
@@ -152,77 +117,70 @@ penalty, mask
     ----------
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
     """
-    goal = _goal(sparsity, relative_error, eta)
+    wanted = get_pattern(pattern, sparsity)
+    goal = _goal(sparsity, relative_error, eta, wanted)
+    if effort not in EFFORTS:
+        msg = f"effort must be one of {', '.join(map(repr, EFFORTS))}, got {effort!r}"
+        raise InvalidInputError(msg)
+    chosen = fidelity == "auto" if isinstance(fidelity, str) else False
+    if isinstance(fidelity, str) and not chosen:
+        msg = f"fidelity must be 'auto' or a number of at least 0, got {fidelity!r}"
+        raise InvalidInputError(msg)
     problem = LayerProblem(
         inputs, weight, bias, activation=activation, preactivations=preactivations, shift=shift, tolerance=tolerance,
-        fidelity=fidelity, entry_weights=entry_weights, sample_weights=sample_weights, penalty=penalty, mask=mask,
+        fidelity=0.0 if chosen else fidelity, entry_weights=entry_weights,  # type: ignore[arg-type]
+        sample_weights=sample_weights, penalty=penalty, mask=mask,
     )  # fmt: skip
+    validation = _validation(problem, validation_inputs)
+    if type(problem.penalty) is not L1 and pattern is not None:
+        msg = f"pattern={str(wanted)!r} does not go with a penalty other than 'l1': leave out one of them"
+        raise InvalidInputError(msg)
+    if goal is None or isinstance(goal, Sparsity):
+        wanted.validate((problem.n_out, problem.n_in), sparsity)
+    limit = None if max_seconds is None else number("max_seconds", max_seconds, low=0.0)
+    pipeline = Pipeline(
+        problem, effort, wanted, chosen, validation, seed, tol, limit, callback, resolve_threads(n_threads)
+    )
     with serial_blas():
-        layer = _pipeline(problem, goal, tol, max_seconds, callback, resolve_threads(n_threads))
-    warn_unless_optimal(layer.convex, tol, stacklevel=3)
+        if goal is None or (isinstance(goal, Sparsity) and type(problem.penalty) is L1):
+            layer = pipeline.to_sparsity(sparsity)
+        else:
+            layer = pipeline.by_convex_program(goal)
+    if pipeline.warning is not None:
+        warnings.warn(pipeline.warning, GeneralizationWarning, stacklevel=2)
+    if layer.convex is not None:
+        warn_unless_optimal(layer.convex, tol, stacklevel=3)
     return layer
 
 
-def _pipeline(
-    problem: LayerProblem,
-    goal: Sparsity | ErrorBudget,
-    tol: float,
-    max_seconds: float | None,
-    callback: Callable[[Progress], object] | None,
-    threads: int,
-) -> SparseLayer:
-    started = time.monotonic()
-    deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
-    convex = solve_silently(problem, goal, METHODS[0], tol, MAX_ITERATIONS, max_seconds, None, callback, threads)
-    stages = [_stage("convex", problem, convex.weight, convex.bias, convex.relative_error, started)]
-    W = convex.weight.astype(np.float64)
-    if isinstance(goal, Sparsity) and problem.structure.labels is None:  # else it would break groups up
-        begun = time.monotonic()
-        allowed = problem.allowed()
-        norms = column_norms(problem, threads)
-        W = round_to_count(W, problem.weight.astype(np.float64), norms, goal.kept(W.size), allowed)
-        stages.append(_finish("exact count", problem, W, convex.empty_radius, begun, threads)[1])
-    begun = time.monotonic()
-    W = refit(problem, W, deadline, threads)
-    (rounded, b), last = _finish("refit", problem, W, convex.empty_radius, begun, threads)
-    stages.append(last)
-    return SparseLayer(rounded, b, last.sparsity, last.relative_error, last.output_error, convex, tuple(stages))
-
-
-def _goal(sparsity: float | None, relative_error: float | None, eta: float | None) -> Sparsity | ErrorBudget:
+def _goal(
+    sparsity: float | None, relative_error: float | None, eta: float | None, pattern: Pattern
+) -> Sparsity | ErrorBudget | None:
+    """Return the goal; None where the pattern is one."""
     goals = {"sparsity": sparsity, "relative_error": relative_error, "eta": eta}
     given = [name for name, value in goals.items() if value is not None]
+    if not given and not pattern.needs_sparsity:
+        return None
     if len(given) != 1:
         msg = f"sparsify takes exactly one goal of {', '.join(goals)}, got {' and '.join(given) or 'none'}"
         raise InvalidInputError(msg)
-    return Sparsity(sparsity) if sparsity is not None else ErrorBudget(relative_error=relative_error, eta=eta)
+    if sparsity is not None:
+        return Sparsity(sparsity)
+    if not pattern.needs_sparsity or str(pattern) != "unstructured":
+        msg = f"pattern={str(pattern)!r} goes with a sparsity, not with {given[0]}"
+        raise InvalidInputError(msg)
+    return ErrorBudget(relative_error=relative_error, eta=eta)
 
 
-def _finish(
-    name: str,
-    problem: LayerProblem,
-    weight: npt.NDArray[np.float64],
-    empty_radius: float,
-    begun: float,
-    n_threads: int,
-) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any] | None], Stage]:
-    """Round weights to the layer's dtype, fit their bias, and measure them."""
-    dtype = problem.weight.dtype
-    rounded = weight.astype(dtype)
-    at = evaluate(problem, rounded.astype(np.float64), n_threads)
-    relative = math.sqrt(2.0 * float(at.rounded_loss.sum())) / empty_radius if empty_radius > 0 else 0.0
-    b = at.bias.astype(dtype) if problem.has_bias else None
-    return (rounded, b), _stage(name, problem, rounded, b, relative, begun)
-
-
-def _stage(
-    name: str,
-    problem: LayerProblem,
-    weight: npt.NDArray[Any],
-    bias: npt.NDArray[Any] | None,
-    relative_error: float,
-    begun: float,
-) -> Stage:
-    zeros = 1.0 - int(np.count_nonzero(weight)) / weight.size
-    error = output_error(problem, weight, bias)
-    return Stage(name, zeros, relative_error, error, time.monotonic() - begun)
+def _validation(problem: LayerProblem, validation_inputs: npt.ArrayLike | None) -> LayerProblem | None:
+    """Return the dense layer's problem on other samples."""
+    if validation_inputs is None:
+        return None
+    if not problem.own_targets or problem.shift is not None:
+        msg = "validation_inputs goes with a layer's own outputs: leave it out where preactivations or shift is given"
+        raise InvalidInputError(msg)
+    X = as_float_array("validation_inputs", validation_inputs, 2)
+    if X.shape[0] == 0 or X.shape[1] != problem.n_in:
+        msg = f"validation_inputs must have shape (n_validation, {problem.n_in}), got {X.shape}"
+        raise InvalidInputError(msg)
+    return LayerProblem(X, problem.weight, problem.bias, activation=problem.activation)

@@ -417,6 +417,28 @@ class LayerProblem:
         g = self.penalty if penalty is None else penalty
         return self._with(mask=mask, penalty=g)
 
+    def with_loss(self, **changes: Any) -> LayerProblem:
+        """Return a copy with another fidelity or other entry weights, sharing the data and what came of the inputs."""
+        kept = {name: self._cache[name] for name in ("gram", "center", "metric") if name in self._cache}
+        return self._with(**changes, _cache=kept)
+
+    def with_rows(self, rows: npt.NDArray[np.intp]) -> LayerProblem:
+        """Return the layer of some of the output neurons, sharing the inputs; for penalties that part by weight."""
+        z, s, omega = self._dense, self.shift, self.entry_weights
+        return LayerProblem(
+            self.inputs,  # type: ignore[arg-type]
+            self.weight[rows],
+            None if self.bias is None else self.bias[rows],
+            activation=self.activation,
+            preactivations=None if z is None else z[:, rows],
+            shift=None if s is None else s[:, rows],
+            tolerance=self.tolerance,
+            fidelity=self.fidelity,
+            entry_weights=None if omega is None else omega[:, rows],
+            sample_weights=self.sample_weights,
+            mask=None if self.mask is None else self.mask[rows],
+        )
+
     def _with(self, **changes: Any) -> LayerProblem:
         other = LayerProblem.__new__(LayerProblem)
         other._set(**{**self.__dict__, **changes})

@@ -1,0 +1,269 @@
+"""From a layer and a goal to a sparse layer: the stages of `sparsify`, one after the other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..activations.base import Elementwise
+from ..capabilities import METHODS
+from ..dispatch import MAX_ITERATIONS, solve_silently
+from ..evaluation import output_error
+from ..goals import ErrorBudget, Sparsity
+from ..gram_statistics import column_norms, is_quadratic
+from ..patterns import Pattern
+from ..problem import LayerProblem
+from ..solution import Progress, Solution
+from ..sparse_layer import Settings, SparseLayer, Stage
+from ..thinning import thinned, useful_samples
+from .damped import damped_refit
+from .measure import FLOAT64, Measured, measure
+from .model import LossModel
+from .pilot import Trial, make_pilot
+from .posing import posed, precision, radius_of_nothing
+from .refit import refit
+from .reweight import reweighted
+from .rounding import round_to_pattern
+from .swap import DEFAULT, FAST, FULL, swap
+
+Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
+
+EFFORTS = ("fast", "default", "full")
+SCHEDULES = dict(zip(EFFORTS, (FAST, DEFAULT, FULL), strict=True))
+REFIT_STEPS = dict(zip(EFFORTS, (1, 3, 10), strict=True))
+RIDGE, FIDELITY = 1e-3, 0.05  # where nothing is tried
+BUDGET_RIDGE = 1e-4  # under a budget, which the calibration samples are to keep
+LEAST_SAMPLES, PER_INPUT = 1 << 13, 16  # of a swap: the larger of the two, PER_INPUT for every input
+SEARCH_STEPS, FIRST_RATIO, NARROW = 10, 0.8, 0.01  # of the search for the fewest weights that keep a budget
+
+
+PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
+
+
+@dataclass
+class Pipeline:
+    """One call of `sparsify`; ``validation`` is the dense layer's problem on other samples."""
+
+    problem: LayerProblem
+    effort: str
+    pattern: Pattern
+    free: bool  # whether the fidelity is to be chosen
+    validation: LayerProblem | None
+    seed: int
+    tol: float
+    max_seconds: float | None
+    callback: Callable[[Progress], object] | None
+    n_threads: int
+    stages: list[Stage] = field(default_factory=list)
+    warning: str | None = None  # what to tell of the layer that was made
+    _empty: float | None = None
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self._deadline = math.inf if self.max_seconds is None else self._started + self.max_seconds
+        self._clock = self._started
+
+    # --- goals -------------------------------------------------------------------------------------------------------
+
+    def to_sparsity(self, sparsity: float | None) -> SparseLayer:
+        """Return the layer with the zeros asked for, by number or by pattern."""
+        settings, trial = self._choose(sparsity)
+        work = posed(self.problem, settings)
+        convex: Solution | None = None
+        starts: list[Array] = []
+        model = self._model(work)
+        if self.effort == "full":
+            convex, starts = self._convex_starts(work, sparsity)
+        U = self._swapped(model, starts, sparsity, settings)
+        weight = self._exact(model.weights(U), sparsity)
+        made = self._measured(weight, model.dtype if settings.refit else FLOAT64)
+        self._note("swap", made)
+        if settings.refit:
+            made = self._refitted(work, model, weight, settings, made)
+        return self._layer(made, convex, settings, trial)
+
+    def by_convex_program(self, goal: Sparsity | ErrorBudget) -> SparseLayer:
+        """Return the convex program's layer with its values refitted, and fewer weights where they keep the budget."""
+        convex = self._convex(self.problem, goal)
+        weight = convex.weight.astype(np.float64)
+        plain = self.problem.structure.labels is None  # else a count would break groups up
+        if plain and isinstance(goal, Sparsity):
+            weight = self._exact(weight, goal.sparsity)
+            self._note("exact count", self._measured(weight))
+        made = self._measured(refit(self.problem, weight, self._deadline, self.n_threads))
+        self._note("refit", made)
+        settings = Settings(self.problem.fidelity, BUDGET_RIDGE)
+        if isinstance(goal, ErrorBudget) and self.effort != "fast" and plain and made.weight.any():
+            allowed = goal.epsilon(convex.empty_radius, self.problem.total_weight)
+            found = self._fewest(made, max(allowed, convex.radius), settings)
+            if found is not None:
+                self._note("swap", found)
+                made = found
+        return self._layer(made, convex, settings, None)
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def _choose(self, sparsity: float | None) -> tuple[Settings, Trial | None]:
+        """Return the settings and the trial that chose them, if any."""
+        free = self.free and not is_quadratic(self.problem)
+        settings = Settings(FIDELITY if free else self.problem.fidelity, RIDGE)
+        if self.effort == "fast":
+            return settings, None
+        pilot = make_pilot(self.problem, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, self._deadline)
+        if pilot is None or time.monotonic() >= self._deadline:
+            return settings, None
+        trial = pilot.choose(settings, fidelity=free)
+        return trial.settings, trial
+
+    def _model(self, work: LayerProblem) -> LossModel:
+        """Return the loss to swap on: of part of the samples where these are many more than the inputs."""
+        samples = None
+        if isinstance(work.activation, Elementwise) and not is_quadratic(work):
+            samples = useful_samples(work, max(LEAST_SAMPLES, PER_INPUT * work.n_in))
+        part = work if samples is None else thinned(work, samples)
+        return LossModel(part, self._dtype, self.n_threads)
+
+    def _convex_starts(self, work: LayerProblem, sparsity: float | None) -> tuple[Solution, list[Array]]:
+        """Return the convex program's certified solution, and weights to start a swap from, after the reweighting."""
+        share = 1.0 - self.pattern.count((work.n_out, work.n_in), sparsity) / work.weight.size
+        goal = Sparsity(share)
+        convex = self._convex(work, goal)
+        if time.monotonic() >= self._deadline:
+            return convex, []
+        reach = column_norms(work, self.n_threads)
+        last = reweighted(work, convex, reach, lambda problem, warm: self._solve(problem, goal, warm))
+        self._note("reweighted", self._measured(last.weight.astype(np.float64)))
+        return convex, [last.weight.astype(np.float64)]
+
+    def _swapped(self, model: LossModel, starts: list[Array], sparsity: float | None, settings: Settings) -> Floats:
+        """Return scaled weights that keep to the pattern: from the dense start or another, the better of them."""
+        dense = model.dense
+        if np.count_nonzero(dense) <= self.pattern.select(np.abs(dense), sparsity).sum():
+            return dense
+
+        def select(scores: Floats) -> npt.NDArray[np.bool_]:
+            return self.pattern.select(scores, sparsity)
+
+        found = []
+        for start in [dense, *(model.scaled(start) for start in starts)]:
+            U, _ = swap(model, start, select, SCHEDULES[self.effort], settings.ridge, self._deadline)
+            found.append(U)
+        if len(found) == 1:
+            return found[0]
+        judge = self.problem if self.validation is None else self.validation
+        errors = []
+        for U in found:
+            made = measure(self.problem, model.weights(U), self.n_threads)
+            errors.append(output_error(judge, made.weight, made.bias))
+        return found[int(np.argmin(errors))]
+
+    def _exact(self, weight: Array, sparsity: float | None) -> Array:
+        """Return the weights with exactly the zeros asked for."""
+        problem = self.problem
+        norms = column_norms(problem, self.n_threads)
+        dense, allowed = problem.weight.astype(np.float64), problem.allowed()
+        return round_to_pattern(weight, dense, norms, allowed, self.pattern, sparsity)
+
+    def _refitted(
+        self, work: LayerProblem, model: LossModel, weight: Array, settings: Settings, before: Measured
+    ) -> Measured:
+        """Return the layer with its values fitted on the support, or as it was where that raises the held-out error."""
+        if model.problem is not work:
+            model = LossModel(work, model.dtype, self.n_threads)
+        start = model.scaled(weight)
+        U = damped_refit(model, start, settings.ridge, REFIT_STEPS[self.effort], self._deadline)
+        fitted = np.where((weight != 0) & (model.scale > 0), model.weights(U), weight)
+        after = self._measured(fitted)
+        if self.validation is not None:
+            errors = [output_error(self.validation, each.weight, each.bias) for each in (before, after)]
+            if errors[1] > errors[0]:
+                self._note("refit", before, "skipped: it would raise the held-out error")
+                return before
+        self._note("refit", after)
+        return after
+
+    def _fewest(self, first: Measured, allowed: float, settings: Settings) -> Measured | None:
+        """Return the layer with the fewest weights found that keeps the radius, None where ``first`` has the fewest."""
+        model = self._model(self.problem)
+        most, least = int(np.count_nonzero(first.weight)), 0
+        count, found = round(FIRST_RATIO * most), None
+        for _ in range(SEARCH_STEPS):
+            if not least < count < most or time.monotonic() >= self._deadline:
+                break
+            made = self._with_count(model, count, settings)
+            if made.radius <= allowed:
+                found, most = made, int(np.count_nonzero(made.weight))
+            else:
+                least = count
+            if most - least <= max(1.0, NARROW * most):
+                break
+            count = round(FIRST_RATIO * most) if least == 0 else round(math.sqrt(least * most))
+        return found
+
+    def _with_count(self, model: LossModel, count: int, settings: Settings) -> Measured:
+        sparsity = 1.0 - count / self.problem.weight.size
+        U = self._swapped(model, [], sparsity, settings)
+        weight = refit(self.problem, self._exact(model.weights(U), sparsity), self._deadline, self.n_threads)
+        return self._measured(weight)
+
+    def _convex(self, problem: LayerProblem, goal: Sparsity | ErrorBudget) -> Solution:
+        convex = self._solve(problem, goal, None)
+        self._empty = convex.empty_radius
+        error = output_error(self.problem, convex.weight, convex.bias)
+        made = Measured(convex.weight, convex.bias, convex.radius, error)
+        self._note("convex", made)
+        return convex
+
+    def _solve(self, problem: LayerProblem, goal: Sparsity | ErrorBudget, warm: Solution | None) -> Solution:
+        seconds = None if self.max_seconds is None else max(0.0, self._deadline - time.monotonic())
+        return solve_silently(
+            problem, goal, METHODS[0], self.tol, MAX_ITERATIONS, seconds, warm, self.callback, self.n_threads
+        )
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _dtype(self) -> np.dtype[Any]:
+        return precision(self.problem, self._radius_of_nothing())
+
+    def _radius_of_nothing(self) -> float:
+        if self._empty is None:
+            self._empty = radius_of_nothing(self.problem, self.n_threads)
+        return self._empty
+
+    def _measured(self, weight: Array, dtype: np.dtype[Any] = FLOAT64) -> Measured:
+        return measure(self.problem, weight, self.n_threads, dtype)
+
+    def _note(self, name: str, made: Measured, note: str = "") -> None:
+        held = None if self.validation is None else output_error(self.validation, made.weight, made.bias)
+        now = time.monotonic()
+        relative = self._relative(made)
+        self.stages.append(Stage(name, made.sparsity, relative, made.output_error, held, now - self._clock, note))
+        self._clock = now
+
+    def _relative(self, made: Measured) -> float:
+        empty = self._radius_of_nothing()
+        return made.radius / empty if empty > 0 else 0.0
+
+    def _layer(self, made: Measured, convex: Solution | None, settings: Settings, trial: Trial | None) -> SparseLayer:
+        held, seen = self.stages[-1].held_out_error, made.output_error
+        if self.validation is None and trial is not None:
+            held, seen = trial.error, trial.seen
+        if held is not None and held > PART_WAYS * seen and held > LEAST_ERROR:
+            self.warning = (
+                f"the output error on held-out samples, {held:.3g}, is {held / max(seen, 1e-300):.1f} times that on "
+                f"the calibration samples, {seen:.3g}: give more samples, ask for fewer zeros or raise fidelity"
+            )
+        relative = self.stages[-1].relative_error
+        return SparseLayer(
+            made.weight, made.bias, made.sparsity, relative, made.output_error, held, convex, settings,
+            tuple(self.stages),
+        )  # fmt: skip

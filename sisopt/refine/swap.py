@@ -1,0 +1,112 @@
+"""Which weights stay: ADMM on the number of weights, with the targets followed as the pre-activations move.
+
+    minimise phi(U) / L + ridge/2 ||U - U0||**2   over weights U that keep to a pattern
+
+in scaled weights (see `model`). With B = V G - grad phi(V) / L + ridge U0 the quadratic above it at V, ADMM alternates
+
+    U <- (B + rho D - Y) (G + (ridge + rho) I)^-1,   D <- what the pattern keeps of U + Y / rho,   Y += rho (U - D)
+
+while rho grows: slowly enough, from a small value, for weights to trade places. B follows every few steps, taken a
+little beyond U, because the set of pre-activations that give the same output lets them go on. It ends when the support
+no longer moves.
+
+References: S. Boyd et al., "Distributed optimization and statistical learning via the alternating direction method of
+multipliers", 2011; X. Meng et al., "ALPS", 2024, for the growing rho on linear layers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .model import LossModel
+
+Floats = npt.NDArray[Any]
+Select = Callable[[Floats], npt.NDArray[np.bool_]]  # scores (n_out, n_in) -> where weights stay
+
+EVERY = 3  # steps at one rho
+BEYOND = 0.5  # of the last move, that targets are taken at beyond the weights
+SETTLED = 5e-4  # of the kept weights: a support of which no more changes has settled
+MAX_STEPS = 600
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How rho grows: from ``start``, by ``growth`` every EVERY steps, with which the targets follow too.
+
+    Where the loss is quadratic nothing has to follow, steps are cheap, and rho grows by the root of that.
+    """
+
+    start: float
+    growth: float
+
+
+FAST = Schedule(start=0.02, growth=1.6)
+DEFAULT = Schedule(start=0.01, growth=1.2)
+FULL = Schedule(start=0.01, growth=1.07)
+FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
+
+
+def swap(
+    model: LossModel, start: Floats, select: Select, schedule: Schedule, ridge: float, deadline: float
+) -> tuple[Floats, int]:
+    """Return scaled weights that keep to the pattern, and the number of steps taken.
+
+    ``select`` maps scores (n_out, n_in) to where weights stay; ``start`` need not keep to the pattern.
+    """
+    number = model.dtype.type
+    forbidden = ~model.problem.allowed()
+    U, behind = start, start
+    D, Y = U, np.zeros_like(U)
+    B = _pull(model, U, ridge)
+    rho, growth = number(schedule.start), schedule.growth
+    if model.is_quadratic:
+        growth = math.sqrt(growth)
+    kept, solve = None, _shifted(model, ridge + schedule.start)
+    steps = 0
+    while steps < MAX_STEPS and (kept is None or time.monotonic() < deadline):
+        if steps % EVERY == 0 and steps > 0 and not model.is_quadratic:
+            B = _pull(model, U + number(BEYOND) * (U - behind), ridge)
+            behind = U
+        U = solve(B + rho * D - Y)
+        A = U + Y / rho
+        scores = np.abs(A)
+        scores[forbidden] = -1.0
+        stays = select(scores)
+        D = np.where(stays, A, number(0.0))
+        Y = rho * (A - D)
+        steps += 1
+        if steps % EVERY == 0:
+            if kept is not None and np.count_nonzero(kept != stays) <= 2.0 * SETTLED * np.count_nonzero(stays):
+                break
+            kept = stays
+            rho = number(rho * growth)
+            solve = _shifted(model, ridge + float(rho))
+    return D, steps
+
+
+def _shifted(model: LossModel, shift: float) -> Callable[[Floats], Floats]:
+    """Return R -> R (G + shift I)^-1: by the inverse, or by the eigenvectors where the rows are few."""
+    values, vectors = model.decomposition
+    inverses = (1.0 / (values + shift)).astype(model.dtype)
+    if model.problem.n_in > FEW_ROWS * model.problem.n_out:
+
+        def solve(right: Floats) -> Floats:
+            return model.product(model.product(right, vectors) * inverses, vectors.T)
+
+        return solve
+    root = vectors * np.sqrt(inverses)
+    inverse: Floats = root @ root.T
+    return lambda right: model.product(right, inverse)
+
+
+def _pull(model: LossModel, at: Floats, ridge: float) -> Floats:
+    """Return B: the linear term of the quadratic above the loss that touches it at ``at``."""
+    gradient, _ = model.gradient(at)
+    return model.product(at, model.gram) - gradient + model.dtype.type(ridge) * model.dense

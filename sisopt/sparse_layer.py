@@ -1,0 +1,115 @@
+"""What `sparsify` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+
+from .solution import Solution
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A layer after one stage of `sparsify`: errors on the calibration data, seconds that the stage took.
+
+    ``held_out_error`` is the output error on ``validation_inputs`` where these were given, else None. ``note`` says
+    what a stage chose, or why it was skipped.
+    """
+
+    name: str
+    sparsity: float
+    relative_error: float
+    output_error: float
+    held_out_error: float | None
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was chosen on held-out samples, see `sparsify`.
+
+    Attributes
+    ----------
+    fidelity : float
+        beta, the weight of the plain distance to the dense pre-activations.
+    ridge : float
+        The weight of the squared distance to the dense weights, in units of outputs: that of w_ij is
+        ``ridge * ||x_j||**2``.
+    slopes : bool
+        Whether entries are weighted by R'(z)**2, the distance in outputs to first order.
+    refit : bool
+        Whether the values on the support are fitted once more.
+    """
+
+    fidelity: float
+    ridge: float
+    slopes: bool = False
+    refit: bool = True
+
+    def having(self, name: str, value: float) -> Settings:
+        """Return the settings with another value of one."""
+        changes: dict[str, Any] = {name: value}
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        return f"fidelity {self.fidelity:g}, ridge {self.ridge:g}" + ", slope weights" * self.slopes
+
+
+@dataclass(frozen=True, eq=False)
+class SparseLayer:
+    """What `sparsify` returns.
+
+    Attributes
+    ----------
+    weight : ndarray, shape (n_out, n_in)
+        Sparse weights, exact zeros, in the dtype of the dense ones.
+    bias : ndarray, shape (n_out,), or None
+    sparsity : float
+        Fraction of zeros.
+    relative_error : float
+        radius / epsilon_max on the calibration data: 0 is the dense layer, 1 the best constant one.
+    output_error : float
+        ||R(Z) - Y||_F / ||Y||_F on the calibration data, Y the dense layer's outputs; 0 if both vanish.
+    held_out_error : float or None
+        The same on samples that the weights were not fitted to: on ``validation_inputs``; without them an estimate,
+        that of a trial run on some of the neurons and four fifths of the samples; None where neither was made.
+    convex : Solution or None
+        The certified solution of the convex program that the layer was made from; None where none was solved.
+    settings : Settings
+        What was chosen on held-out samples.
+    stages : tuple of Stage
+        The layer after each stage.
+    """
+
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
+    sparsity: float
+    relative_error: float
+    output_error: float
+    held_out_error: float | None
+    convex: Solution | None
+    settings: Settings
+    stages: tuple[Stage, ...]
+
+    def __str__(self) -> str:
+        n_out, n_in = self.weight.shape
+        held = "" if self.held_out_error is None else f", held out {self.held_out_error:.4f}"
+        lines = [
+            f"SparseLayer {n_in} -> {n_out}: {self.sparsity:.2%} zeros, output error {self.output_error:.4f}{held}"
+        ]
+        if self.convex is not None:
+            lines.append(f"  convex program: {self.convex.status.name}, certified gap {self.convex.gap:.1e}")
+        lines.append(f"  chosen: {self.settings}")
+        lines.append(f"  {'stage':<12} {'zeros':>8} {'relative error':>15} {'output error':>13} {'seconds':>8}")
+        lines += [
+            f"  {s.name:<12} {s.sparsity:>8.2%} {s.relative_error:>15.4f} {s.output_error:>13.4f} {s.seconds:>8.2f}"
+            + f"  {s.note}" * bool(s.note)
+            for s in self.stages
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<SparseLayer {self.weight.shape}: sparsity {self.sparsity:.4f}, output_error {self.output_error:.4g}>"
