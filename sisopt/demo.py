@@ -179,9 +179,11 @@ def sparsify_network(
             activation="identity" if index == last else "relu",
             sparsity=sparsity,
             preactivations=target,
+            effort="full",
         )
         seconds.append(perf_counter() - start)
         assert layer.bias is not None
+        assert layer.convex is not None
         weights.append(layer.weight)
         biases.append(layer.bias)
         gaps.append(float(layer.convex.gap))

@@ -35,7 +35,7 @@ FIDELITIES = (0.0, 0.05, 0.2, 1.0)
 BETTER = 0.998  # of the held-out error: a setting that gains less is not worth leaving the one before
 HELD_OUT = 5  # one sample in so many
 LEAST_SAMPLES = 20  # fewer tell nothing
-LEAST_ROWS, ROWS = 32, 8  # neurons of a trial: one in ROWS, LEAST_ROWS at least
+LEAST_ROWS, ROWS = 24, 16  # neurons of a trial: one in ROWS, LEAST_ROWS at least
 MOST_SAMPLES, PER_INPUT = 1 << 13, 8  # of a trial: the larger of MOST_SAMPLES and PER_INPUT for every input
 REFIT_STEPS = 1
 SCARCE = 4  # samples per input below which the ridge matters wherever values are free
@@ -68,7 +68,7 @@ class Pilot:
         """Return the best trial, settings changed one after the other; ``fidelity`` says whether that one may be."""
         quadratic = is_quadratic(self.part)
         best = self._run(start)
-        if quadratic or self.part.n_samples < SCARCE * self.part.n_in:
+        if quadratic or scarce(self.part):
             best = self._climb(best, "ridge", RIDGES)
         if fidelity and not quadratic:
             best = self._climb(best, "fidelity", FIDELITIES)
@@ -106,11 +106,16 @@ class Pilot:
         """Return a trial with the error on the samples that it saw, and with its refit only where that paid."""
         made = [measure(self.part, weight, self.n_threads, self.dtype) for weight in best.weights]
         errors = [output_error(self.held_out, each.weight, each.bias) for each in made]
-        at = int(errors[1] <= errors[0])
+        at = int(BETTER * errors[1] <= errors[0])
         return Trial(replace(best.settings, refit=bool(at)), errors[at], made[at].output_error, best.weights)
 
     def _select(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         return self.pattern.select(scores, self.sparsity)
+
+
+def scarce(problem: LayerProblem) -> bool:
+    """Return whether samples are few for the inputs."""
+    return problem.n_samples < SCARCE * problem.n_in
 
 
 def make_pilot(

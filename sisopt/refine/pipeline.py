@@ -26,7 +26,7 @@ from ..thinning import thinned, useful_samples
 from .damped import damped_refit
 from .measure import FLOAT64, Measured, measure
 from .model import LossModel
-from .pilot import Trial, make_pilot
+from .pilot import Trial, make_pilot, scarce
 from .posing import posed, precision, radius_of_nothing
 from .refit import refit
 from .reweight import reweighted
@@ -39,7 +39,7 @@ Floats = npt.NDArray[Any]
 EFFORTS = ("fast", "default", "full")
 SCHEDULES = dict(zip(EFFORTS, (FAST, DEFAULT, FULL), strict=True))
 REFIT_STEPS = dict(zip(EFFORTS, (1, 3, 10), strict=True))
-RIDGE, FIDELITY = 1e-3, 0.05  # where nothing is tried
+RIDGE, SCARCE_RIDGE, FIDELITY = 1e-3, 1e-2, 0.05  # to start from, SCARCE_RIDGE where samples are few
 BUDGET_RIDGE = 1e-4  # under a budget, which the calibration samples are to keep
 LEAST_SAMPLES, PER_INPUT = 1 << 13, 16  # of a swap: the larger of the two, PER_INPUT for every input
 SEARCH_STEPS, FIRST_RATIO, NARROW = 10, 0.8, 0.01  # of the search for the fewest weights that keep a budget
@@ -83,7 +83,7 @@ class Pipeline:
         if self.effort == "full":
             convex, starts = self._convex_starts(work, sparsity)
         U = self._swapped(model, starts, sparsity, settings)
-        weight = self._exact(model.weights(U), sparsity)
+        weight = self._exact(model.weights(U), model.scale, sparsity)
         made = self._measured(weight, model.dtype if settings.refit else FLOAT64)
         self._note("swap", made)
         if settings.refit:
@@ -96,7 +96,7 @@ class Pipeline:
         weight = convex.weight.astype(np.float64)
         plain = self.problem.structure.labels is None  # else a count would break groups up
         if plain and isinstance(goal, Sparsity):
-            weight = self._exact(weight, goal.sparsity)
+            weight = self._exact(weight, column_norms(self.problem, self.n_threads), goal.sparsity)
             self._note("exact count", self._measured(weight))
         made = self._measured(refit(self.problem, weight, self._deadline, self.n_threads))
         self._note("refit", made)
@@ -114,7 +114,9 @@ class Pipeline:
     def _choose(self, sparsity: float | None) -> tuple[Settings, Trial | None]:
         """Return the settings and the trial that chose them, if any."""
         free = self.free and not is_quadratic(self.problem)
-        settings = Settings(FIDELITY if free else self.problem.fidelity, RIDGE)
+        settings = Settings(
+            FIDELITY if free else self.problem.fidelity, SCARCE_RIDGE if scarce(self.problem) else RIDGE
+        )
         if self.effort == "fast":
             return settings, None
         pilot = make_pilot(self.problem, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, self._deadline)
@@ -165,10 +167,9 @@ class Pipeline:
             errors.append(output_error(judge, made.weight, made.bias))
         return found[int(np.argmin(errors))]
 
-    def _exact(self, weight: Array, sparsity: float | None) -> Array:
-        """Return the weights with exactly the zeros asked for."""
+    def _exact(self, weight: Array, norms: Array, sparsity: float | None) -> Array:
+        """Return the weights with exactly the zeros asked for; ``norms`` (n_in,) is the reach of the inputs."""
         problem = self.problem
-        norms = column_norms(problem, self.n_threads)
         dense, allowed = problem.weight.astype(np.float64), problem.allowed()
         return round_to_pattern(weight, dense, norms, allowed, self.pattern, sparsity)
 
@@ -211,15 +212,19 @@ class Pipeline:
     def _with_count(self, model: LossModel, count: int, settings: Settings) -> Measured:
         sparsity = 1.0 - count / self.problem.weight.size
         U = self._swapped(model, [], sparsity, settings)
-        weight = refit(self.problem, self._exact(model.weights(U), sparsity), self._deadline, self.n_threads)
+        weight = refit(
+            self.problem, self._exact(model.weights(U), model.scale, sparsity), self._deadline, self.n_threads
+        )
         return self._measured(weight)
 
     def _convex(self, problem: LayerProblem, goal: Sparsity | ErrorBudget) -> Solution:
         convex = self._solve(problem, goal, None)
-        self._empty = convex.empty_radius
-        error = output_error(self.problem, convex.weight, convex.bias)
-        made = Measured(convex.weight, convex.bias, convex.radius, error)
-        self._note("convex", made)
+        if problem is self.problem:
+            self._empty = convex.empty_radius
+            error = output_error(problem, convex.weight, convex.bias)
+            self._note("convex", Measured(convex.weight, convex.bias, convex.radius, error))
+        else:
+            self._note("convex", self._measured(convex.weight.astype(np.float64)))
         return convex
 
     def _solve(self, problem: LayerProblem, goal: Sparsity | ErrorBudget, warm: Solution | None) -> Solution:

@@ -6,8 +6,8 @@ in scaled weights (see `model`). With B = V G - grad phi(V) / L + ridge U0 the q
 
     U <- (B + rho D - Y) (G + (ridge + rho) I)^-1,   D <- what the pattern keeps of U + Y / rho,   Y += rho (U - D)
 
-while rho grows: slowly enough, from a small value, for weights to trade places. B follows every few steps, taken a
-little beyond U, because the set of pre-activations that give the same output lets them go on. It ends when the support
+while rho grows: slowly enough, from a small value, for weights to trade places. B follows when U has moved, taken a
+little beyond U, because the set of pre-activations that give the same output lets it go on. It ends when the support
 no longer moves.
 
 References: S. Boyd et al., "Distributed optimization and statistical learning via the alternating direction method of
@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -38,18 +39,20 @@ MAX_STEPS = 600
 
 @dataclass(frozen=True)
 class Schedule:
-    """How rho grows: from ``start``, by ``growth`` every EVERY steps, with which the targets follow too.
+    """How rho grows, from ``start`` by ``growth`` every EVERY steps, and when the targets follow.
 
-    Where the loss is quadratic nothing has to follow, steps are cheap, and rho grows by the root of that.
+    They do where weights have moved by ``follow`` of their way from the dense ones since they last did. Where the loss
+    is quadratic nothing has to follow, steps are cheap, and rho grows by the root of ``growth``.
     """
 
     start: float
     growth: float
+    follow: float
 
 
-FAST = Schedule(start=0.02, growth=1.6)
-DEFAULT = Schedule(start=0.01, growth=1.2)
-FULL = Schedule(start=0.01, growth=1.07)
+FAST = Schedule(start=0.02, growth=1.5, follow=0.3)
+DEFAULT = Schedule(start=0.01, growth=1.15, follow=0.15)
+FULL = Schedule(start=0.01, growth=1.07, follow=0.03)
 FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
 
 
@@ -72,8 +75,10 @@ def swap(
     steps = 0
     while steps < MAX_STEPS and (kept is None or time.monotonic() < deadline):
         if steps % EVERY == 0 and steps > 0 and not model.is_quadratic:
-            B = _pull(model, U + number(BEYOND) * (U - behind), ridge)
-            behind = U
+            move = U - behind
+            if np.linalg.norm(move) > schedule.follow * np.linalg.norm(U - model.dense):
+                B = _pull(model, U + number(BEYOND) * move, ridge)
+                behind = U
         U = solve(B + rho * D - Y)
         A = U + Y / rho
         scores = np.abs(A)
@@ -92,21 +97,21 @@ def swap(
 
 
 def _shifted(model: LossModel, shift: float) -> Callable[[Floats], Floats]:
-    """Return R -> R (G + shift I)^-1: by the inverse, or by the eigenvectors where the rows are few."""
+    """Return R -> R (G + shift I)^-1: by the inverse, or by its factors where the rows are few."""
     values, vectors = model.decomposition
-    inverses = (1.0 / (values + shift)).astype(model.dtype)
-    if model.problem.n_in > FEW_ROWS * model.problem.n_out:
+    root: Floats = vectors * np.sqrt((1.0 / (values + shift)).astype(model.dtype))
+    factors: tuple[Floats, ...] = (
+        (root, root.T) if model.problem.n_in > FEW_ROWS * model.problem.n_out else (root @ root.T,)
+    )
 
-        def solve(right: Floats) -> Floats:
-            return model.product(model.product(right, vectors) * inverses, vectors.T)
+    def solve(right: Floats) -> Floats:
+        return reduce(model.product, factors, right)
 
-        return solve
-    root = vectors * np.sqrt(inverses)
-    inverse: Floats = root @ root.T
-    return lambda right: model.product(right, inverse)
+    return solve
 
 
 def _pull(model: LossModel, at: Floats, ridge: float) -> Floats:
     """Return B: the linear term of the quadratic above the loss that touches it at ``at``."""
     gradient, _ = model.gradient(at)
-    return model.product(at, model.gram) - gradient + model.dtype.type(ridge) * model.dense
+    pull: Floats = model.product(at, model.gram) - gradient + model.dtype.type(ridge) * model.dense
+    return pull
