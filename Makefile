@@ -24,7 +24,7 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMPS)/dev ## roofline, rivals, scaling; accuracy beside time; tables in out/performance.md
+bench: $(STAMPS)/quality ## speed, scaling, errors of pruned layers, rivals beside all; tables in out/*.md
 	$(BIN)/python -m pytest bench -s --benchmark-columns=min,median,stddev,rounds
 
 docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is an error
@@ -33,6 +33,14 @@ docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is a
 clean: ## remove what the targets build, .venv excepted
 	rm -rf build dist out docs/_build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find sisopt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The benches train their networks with torch: a build without CUDA where there is one, of a version that fixes their bits.
+$(STAMPS)/cpu-torch: | $(STAMPS)/venv
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --timeout 15 \
+		--extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
+	@touch $@
+
+$(STAMPS)/quality: | $(STAMPS)/cpu-torch
 
 # One stamp per extra: installed again only when pyproject.toml changes.
 $(STAMPS)/venv:

@@ -479,7 +479,7 @@ FAILING = {
     "activation": lambda a: LayerProblem(**{**a, "activation": "rleu"}),
     "penalty": lambda a: LayerProblem(**{**a, "penalty": WeightedL1(np.ones((2, 2)))}),
     "goal": lambda a: sparsify(**a),
-    "tol": lambda a: sparsify(**a, sparsity=0.5, tol=1e-12),
+    "tol": lambda a: sparsify(**a, relative_error=0.9, tol=1e-12),
     "n_threads": lambda a: sparsify(**a, sparsity=0.5, n_threads=0),
     "warm_start": lambda a: solve(LayerProblem(**a), Sparsity(0.5), warm_start=(np.ones((1, 1)), None)),
     "budget": lambda a: sparsify(**{**a, "mask": MASK, "shift": None}, relative_error=1e-3),

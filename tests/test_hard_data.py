@@ -10,7 +10,8 @@ import pytest
 
 from sisopt import ConvergenceWarning, ErrorBudget, LayerProblem, Penalized, Sparsity, Status, solve, sparsify
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Layers made from so few samples do part ways with samples held out.
+pytestmark = pytest.mark.filterwarnings("error", "ignore::sisopt.GeneralizationWarning")
 
 N, N_IN, N_OUT = 80, 12, 6
 TOL = 1e-4
@@ -189,9 +190,18 @@ def test_penalized_program_is_certified(name, activation):
 def test_sparsified_layer_is_what_it_says(name, activation):
     X, W, b = CASES[name]
     truth = Truth(X, W, b, activation)
-    for goal in ({"sparsity": 0.5}, {"relative_error": 0.3}):
+    for goal in (
+        {"sparsity": 0.5, "effort": "fast"},
+        {"sparsity": 0.5},
+        {"sparsity": 0.5, "effort": "full", "fidelity": 0.0},
+        {"relative_error": 0.3, "effort": "fast"},
+        {"relative_error": 0.3},
+    ):
         layer = sparsify(X, W, b, activation=activation, tol=TOL, **goal)
-        check_solution(LayerProblem(X, W, b), truth, layer.convex)
+        if "relative_error" in goal or goal.get("effort") == "full":
+            check_solution(LayerProblem(X, W, b), truth, layer.convex)
+        else:
+            assert layer.convex is None
         assert layer.weight.shape == W.shape
         assert layer.weight.dtype == (np.float32 if W.dtype == np.float32 else np.float64)
         assert np.isfinite(layer.weight).all()
@@ -201,9 +211,13 @@ def test_sparsified_layer_is_what_it_says(name, activation):
         radius, rtol = truth.radius(layer.weight, layer.bias), accuracy(LayerProblem(X, W, b))
         assert close(layer.relative_error * truth.empty, radius, truth, rtol) or truth.empty <= truth.noise
         assert radius <= goal.get("relative_error", 1.0) * truth.empty * (1 + rtol) + truth.noise
-        # the refit is on the same support and only descends
-        before = layer.stages[-2].relative_error * truth.empty
-        assert radius <= before * (1 + rtol) + truth.noise
+        names = [stage.name for stage in layer.stages]
+        if "relative_error" in goal:
+            before, after = (layer.stages[names.index(name)].relative_error for name in ("convex", "refit"))
+            assert after * truth.empty <= before * truth.empty * (1 + rtol) + truth.noise  # it only descends
+            assert np.count_nonzero(layer.weight) <= np.count_nonzero(layer.convex.weight)
+        else:
+            assert np.count_nonzero(layer.weight) == min(round(0.5 * W.size), np.count_nonzero(W))
         Y = np.maximum(truth.Z, 0.0) if activation == "relu" else truth.Z
         new = truth.X @ layer.weight.astype(np.float64).T + (0.0 if b is None else layer.bias.astype(np.float64))
         error = np.linalg.norm((np.maximum(new, 0.0) if activation == "relu" else new) - Y)
@@ -289,13 +303,19 @@ def test_layer_that_a_bias_can_replace_up_to_rounding_has_relative_error_0(level
 # --- bias and rows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("goal", [{"sparsity": 0.6}, {"relative_error": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "goal",
+    [{"sparsity": 0.6}, {"sparsity": 0.6, "effort": "fast"}, {"sparsity": 0.6, "effort": "full", "fidelity": 0.0}]
+    + [{"relative_error": 0.2}, {"relative_error": 0.2, "effort": "fast"}],
+    ids=str,
+)
 def test_dead_neurons_lose_their_weights_and_keep_their_bias(goal):
     X, W, b = CASES["half of the neurons never active"]
     layer = sparsify(X, W, b, activation="relu", **goal)
-    np.testing.assert_array_equal(layer.convex.weight[:3], 0.0)
-    np.testing.assert_array_equal(layer.convex.bias[:3], b[:3])
-    if "relative_error" in goal:
+    if layer.convex is not None:
+        np.testing.assert_array_equal(layer.convex.weight[:3], 0.0)
+        np.testing.assert_array_equal(layer.convex.bias[:3], b[:3])
+    if goal.get("effort") == "fast" and "relative_error" in goal:
         np.testing.assert_array_equal(layer.weight[:3], 0.0)
         np.testing.assert_array_equal(layer.bias[:3], b[:3])
     assert np.all(X @ layer.weight[:3].T + layer.bias[:3] <= 0.0)
@@ -309,21 +329,26 @@ def test_columns_that_say_nothing_get_no_weight():
         np.testing.assert_array_equal(layer.weight[:, [3, 6, 7]], 0.0)
 
 
+@pytest.mark.parametrize("effort", ["fast", "default", "full"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_weights_of_constant_columns_do_not_run_away(activation, sparsity):
+def test_weights_of_constant_columns_do_not_run_away(activation, sparsity, effort):
     # about its mean such a column is rounding, and dividing by that is no refit
     X, W, b = CASES["constant columns"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        layer = sparsify(X, W, b, activation=activation, sparsity=sparsity)
+        layer = sparsify(X, W, b, activation=activation, sparsity=sparsity, effort=effort, fidelity=0.0)
     assert np.abs(layer.weight).max() <= 10.0 * np.abs(W).max()
-    assert layer.relative_error <= layer.convex.relative_error * (1 + 1e-6) + 1e-12
+    # a tenth of the weights is less than what the constant columns have, and the bias stands in for those
+    assert layer.relative_error <= 1e-9
+    if layer.convex is not None:
+        assert layer.relative_error <= layer.convex.relative_error * (1 + 1e-6) + 1e-12
 
 
 # --- exact counts ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("effort", ["fast", "default", "full"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     "name",
@@ -341,22 +366,23 @@ def test_weights_of_constant_columns_do_not_run_away(activation, sparsity):
         "no neuron ever active",
     ],
 )
-def test_count_is_exact_whatever_the_data(name, activation):
+def test_count_is_exact_whatever_the_data(name, activation, effort):
     X, W, b = CASES[name]
-    for sparsity in (1.0, 0.9, 0.3, 0.0):
+    for sparsity in (1.0, 0.9, 0.3, 0.0) if effort != "full" else (0.9, 0.0):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            layer = sparsify(X, W, b, activation=activation, sparsity=sparsity)
+            layer = sparsify(X, W, b, activation=activation, sparsity=sparsity, effort=effort)
         assert np.count_nonzero(layer.weight) == round((1 - sparsity) * W.size)
     truth = Truth(X, W, b, activation)
     assert truth.radius(layer.weight, layer.bias) <= accuracy(LayerProblem(X, W, b)) * truth.empty + truth.noise
 
 
+@pytest.mark.parametrize("effort", ["fast", "default", "full"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("sparsity", [0.9, 0.3])
-def test_layer_that_is_sparser_than_asked_stays_so_and_keeps_its_outputs(sparsity, activation):
+def test_layer_that_is_sparser_than_asked_stays_so_and_keeps_its_outputs(sparsity, activation, effort):
     X, W, b = CASES["mostly zero"]
-    layer = sparsify(X, W, b, activation=activation, sparsity=sparsity)
+    layer = sparsify(X, W, b, activation=activation, sparsity=sparsity, effort=effort)
     assert layer.sparsity >= sparsity
     truth = Truth(X, W, b, activation)
     assert truth.radius(layer.weight, layer.bias) <= 1e-6 * truth.empty
@@ -450,19 +476,21 @@ def test_layout_in_memory_makes_no_difference(activation, layout):
         same_bits(one, two)
     assert abs(one.objective - two.objective) <= tol * (one.objective + two.objective)
     np.testing.assert_array_equal(one.weight != 0, two.weight != 0)
-    fewer = sparsify(**other, activation=activation, sparsity=0.5)
-    same = sparsify(**given, activation=activation, sparsity=0.5)
-    np.testing.assert_array_equal(fewer.weight != 0, same.weight != 0)
-    np.testing.assert_allclose(fewer.weight, same.weight, rtol=0, atol=1e-3 * np.abs(W0).max())
+    for effort in ("default", "full"):
+        fewer = sparsify(**other, activation=activation, sparsity=0.5, effort=effort)
+        same = sparsify(**given, activation=activation, sparsity=0.5, effort=effort)
+        np.testing.assert_array_equal(fewer.weight != 0, same.weight != 0)
+        np.testing.assert_allclose(fewer.weight, same.weight, rtol=0, atol=1e-3 * np.abs(W0).max())
 
 
+@pytest.mark.filterwarnings("ignore::sisopt.ConvergenceWarning")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nothing_that_was_passed_is_modified(activation):
     given = {"inputs": X0.copy(), "weight": W0.copy(), "bias": B0.copy(), "preactivations": X0 @ W0.T + B0}
     given |= {"shift": np.zeros(N_OUT), "entry_weights": np.ones((N, 1)), "sample_weights": np.ones(N)}
     given |= {"mask": np.ones(W0.shape, bool)}
     before = {name: array.copy() for name, array in given.items()}
-    layer = sparsify(**given, activation=activation, sparsity=0.5)
+    layer = sparsify(**given, activation=activation, sparsity=0.5, effort="full")
     start = layer.weight.copy(), layer.bias.copy()
     solve(LayerProblem(**given), ErrorBudget(relative_error=0.2), warm_start=(layer.weight, layer.bias))
     np.testing.assert_array_equal(layer.weight, start[0])
@@ -472,31 +500,47 @@ def test_nothing_that_was_passed_is_modified(activation):
         assert array.flags.writeable
     assert layer.weight.flags.writeable
     assert not np.shares_memory(layer.weight, layer.convex.weight)
+    own = LayerProblem(X0, W0, B0, activation=activation)
+    fast = sparsify(own.inputs, own.weight, own.bias, activation=activation, sparsity=0.0, effort="fast")
+    assert not np.shares_memory(fast.weight, W0)  # even where nothing has to go
+    assert not np.shares_memory(fast.bias, B0)
 
 
 # --- what others get wrong (peers.md 2.3) ----------------------------------------------------------------------------
 
 
-def test_refit_changes_the_weights_that_are_kept():
-    layer = sparsify(X0, W0, B0, activation="relu", sparsity=0.5)
+@pytest.mark.parametrize("effort", ["fast", "default", "full"])
+def test_refit_changes_the_weights_that_are_kept(effort):
+    layer = sparsify(X0, W0, B0, activation="relu", sparsity=0.5, effort=effort)
     kept = layer.weight != 0
     assert not np.any(layer.weight[kept] == W0[kept])
-    assert layer.relative_error < layer.stages[-2].relative_error
+    Z = X0 @ (W0 * kept).T
+    biases = np.linspace(-3.0, 3.0, 601)  # the best of these for the dense weights as they are
+    lo, hi = Truth(X0, W0, B0, "relu").lo, Truth(X0, W0, B0, "relu").hi
+    moved = Z[:, :, None] + biases
+    losses = np.square(moved - np.clip(moved, lo[:, :, None], hi[:, :, None])).sum(axis=0).min(axis=1)
+    assert layer.relative_error * Truth(X0, W0, B0, "relu").empty < 0.9 * math.sqrt(losses.sum())
 
 
-def test_mask_is_where_weights_may_be_and_not_where_they_may_not():
+@pytest.mark.parametrize("effort", ["fast", "default", "full"])
+def test_mask_is_where_weights_may_be_and_not_where_they_may_not(effort):
     mask = np.random.default_rng(0).random(W0.shape) < 0.6
-    layer = sparsify(X0, W0, B0, activation="relu", mask=mask, sparsity=0.5)
+    layer = sparsify(X0, W0, B0, activation="relu", mask=mask, sparsity=0.5, effort=effort)
     assert not layer.weight[~mask].any()
     assert np.count_nonzero(layer.weight) == W0.size // 2
 
 
+@pytest.mark.parametrize("effort", ["fast", "default", "full"])
 @pytest.mark.parametrize("scale", [1e-5, 1e5])
-def test_singular_inputs_cost_nothing_whatever_their_scale(scale):
+def test_singular_inputs_cost_nothing_whatever_their_scale(scale, effort):
     # a fixed ridge would swamp small inputs: the answer scales with them
     X, W, b = CASES["fewer samples than inputs"]
-    one = sparsify(X, W, b, activation="relu", sparsity=0.7, tol=TOL)
-    other = sparsify(scale * X, W / scale, b, activation="relu", sparsity=0.7, tol=TOL)
+    one = sparsify(X, W, b, activation="relu", sparsity=0.7, tol=TOL, effort=effort)
+    other = sparsify(scale * X, W / scale, b, activation="relu", sparsity=0.7, tol=TOL, effort=effort)
+    if effort == "full":  # its programs have many solutions within their gaps, which rounding chooses among
+        assert scale * other.convex.objective == pytest.approx(one.convex.objective, rel=2 * TOL)
+        assert np.count_nonzero(other.weight) == np.count_nonzero(one.weight)
+        return
     np.testing.assert_array_equal(other.weight != 0, one.weight != 0)
     np.testing.assert_allclose(scale * other.weight, one.weight, rtol=1e-6)
 

@@ -148,11 +148,12 @@ class Pipeline:
     def _swapped(self, model: LossModel, starts: list[Array], sparsity: float | None, settings: Settings) -> Floats:
         """Return scaled weights that keep to the pattern: from the dense start or another, the better of them."""
         dense = model.dense
-        if np.count_nonzero(dense) <= self.pattern.select(np.abs(dense), sparsity).sum():
-            return dense
 
         def select(scores: Floats) -> npt.NDArray[np.bool_]:
             return self.pattern.select(scores, sparsity)
+
+        if not dense[~select(np.abs(dense))].any():
+            return dense
 
         found = []
         for start in [dense, *(model.scaled(start) for start in starts)]:
@@ -179,10 +180,7 @@ class Pipeline:
         """Return the layer with its values fitted on the support, or as it was where that raises the held-out error."""
         if model.problem is not work:
             model = LossModel(work, model.dtype, self.n_threads)
-        start = model.scaled(weight)
-        U = damped_refit(model, start, settings.ridge, REFIT_STEPS[self.effort], self._deadline)
-        fitted = np.where((weight != 0) & (model.scale > 0), model.weights(U), weight)
-        after = self._measured(fitted)
+        after = self._measured(self._fitted(model, weight, settings))
         if self.validation is not None:
             errors = [output_error(self.validation, each.weight, each.bias) for each in (before, after)]
             if errors[1] > errors[0]:
@@ -190,6 +188,12 @@ class Pipeline:
                 return before
         self._note("refit", after)
         return after
+
+    def _fitted(self, model: LossModel, weight: Array, settings: Settings) -> Array:
+        """Return weights with the same zeros, their values fitted; those of constant inputs as they were."""
+        steps = REFIT_STEPS[self.effort]
+        U = damped_refit(model, model.scaled(weight), settings.ridge, steps, self._deadline)
+        return np.where((weight != 0) & (model.scale > 0), model.weights(U), weight)
 
     def _fewest(self, first: Measured, allowed: float, settings: Settings) -> Measured | None:
         """Return the layer with the fewest weights found that keeps the radius, None where ``first`` has the fewest."""
@@ -212,10 +216,8 @@ class Pipeline:
     def _with_count(self, model: LossModel, count: int, settings: Settings) -> Measured:
         sparsity = 1.0 - count / self.problem.weight.size
         U = self._swapped(model, [], sparsity, settings)
-        weight = refit(
-            self.problem, self._exact(model.weights(U), model.scale, sparsity), self._deadline, self.n_threads
-        )
-        return self._measured(weight)
+        weight = self._exact(model.weights(U), model.scale, sparsity)
+        return self._measured(self._fitted(model, weight, settings))
 
     def _convex(self, problem: LayerProblem, goal: Sparsity | ErrorBudget) -> Solution:
         convex = self._solve(problem, goal, None)
