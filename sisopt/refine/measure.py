@@ -24,13 +24,18 @@ FLOAT64 = np.dtype(np.float64)
 class Measured:
     """Weights as they are handed out, in the layer's dtype, and what they do on a problem's samples.
 
-    ``radius`` is sqrt(2 phi), ``output_error`` ||R(Z) - Y||_F / ||Y||_F; both at the rounded weights and bias.
+    ``losses`` are phi of every neuron, ``output_error`` is ||R(Z) - Y||_F / ||Y||_F; at the rounded weights and bias.
     """
 
     weight: npt.NDArray[Any]  # (n_out, n_in)
     bias: npt.NDArray[Any] | None  # (n_out,)
-    radius: float
+    losses: Array  # (n_out,)
     output_error: float
+
+    @property
+    def radius(self) -> float:
+        """sqrt(2 phi)."""
+        return math.sqrt(2.0 * float(self.losses.sum()))
 
     @property
     def sparsity(self) -> float:
@@ -46,26 +51,25 @@ def measure(problem: LayerProblem, weight: Array, n_threads: int, precision: np.
     if problem.activation.couples_outputs:
         at = evaluate(problem, W, n_threads)
         b = at.bias.astype(dtype) if problem.has_bias else None
-        radius = math.sqrt(2.0 * float(at.rounded_loss.sum()))
-        return Measured(rounded, b, radius, output_error(problem, rounded, b))
-    bias, R = problem.dense_bias, problem.activation
+        return Measured(rounded, b, at.rounded_loss, output_error(problem, rounded, b))
+    bias, losses, R = problem.dense_bias, np.empty(problem.n_out), problem.activation
     assert problem.inputs is not None
     X = problem.inputs
 
-    def part(rows: slice) -> tuple[float, float, float]:
+    def part(rows: slice) -> tuple[float, float]:
         target = problem.row_target(rows, precision.type)
         z = np.zeros(target.lo.shape, precision)
         if W[rows].any():
             products.forward(X, W[rows], z)
         b = bias[rows]  # a view
         z += b[:, None].astype(precision)
-        every, loss = np.arange(b.size), np.empty(b.size)
+        every = np.arange(b.size)
         if problem.has_bias:
             refit_bias_rows(every, z, *target.sides, b, b.copy())
             off = b.astype(dtype).astype(np.float64) - b
             z += off[:, None].astype(precision)
             b += off
-        gradient_rows(every, z, *target.sides, np.empty_like(z), np.empty(z.shape, np.bool_), loss)
+        gradient_rows(every, z, *target.sides, np.empty_like(z), np.empty(z.shape, np.bool_), losses[rows])
         if problem.shift is not None:
             z += problem.shift.T[rows]
         dense, difference, reference = problem.dense_rows(rows), 0.0, 0.0
@@ -74,9 +78,9 @@ def measure(problem: LayerProblem, weight: Array, n_threads: int, precision: np.
             outputs -= goal
             difference += float(np.vdot(outputs, outputs))
             reference += float(np.vdot(goal, goal))
-        return float(loss.sum()), difference, reference
+        return difference, reference
 
     parts = np.array(list(ordered_map(part, problem.chunks(), n_threads)))
-    loss, difference, reference = parts.sum(axis=0).tolist()
+    difference, reference = parts.sum(axis=0).tolist()
     error = math.sqrt(difference / reference) if reference > 0.0 else (0.0 if difference == 0.0 else math.inf)
-    return Measured(rounded, bias.astype(dtype) if problem.has_bias else None, math.sqrt(2.0 * loss), error)
+    return Measured(rounded, bias.astype(dtype) if problem.has_bias else None, losses, error)

@@ -27,7 +27,7 @@ from .damped import damped_refit
 from .measure import FLOAT64, Measured, measure
 from .model import LossModel
 from .pilot import Trial, make_pilot, scarce
-from .posing import posed, precision, radius_of_nothing
+from .posing import Nothing, posed, precision, without_weights
 from .refit import refit
 from .reweight import reweighted
 from .rounding import round_to_pattern
@@ -42,7 +42,8 @@ REFIT_STEPS = dict(zip(EFFORTS, (1, 3, 10), strict=True))
 RIDGE, SCARCE_RIDGE, FIDELITY = 1e-3, 1e-2, 0.05  # to start from, SCARCE_RIDGE where samples are few
 BUDGET_RIDGE = 1e-4  # under a budget, which the calibration samples are to keep
 LEAST_SAMPLES, PER_INPUT = 1 << 13, 16  # of a swap: the larger of the two, PER_INPUT for every input
-SEARCH_STEPS, FIRST_RATIO, NARROW = 10, 0.8, 0.01  # of the search for the fewest weights that keep a budget
+SEARCH_STEPS, NARROW = 10, 0.005  # of the search for the fewest weights that keep a budget
+AIM, CLOSE = 0.997, 0.99  # of the radius allowed: what a step aims at, and what is near enough
 
 
 PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
@@ -64,7 +65,6 @@ class Pipeline:
     n_threads: int
     stages: list[Stage] = field(default_factory=list)
     warning: str | None = None  # what to tell of the layer that was made
-    _empty: float | None = None
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
@@ -76,7 +76,7 @@ class Pipeline:
     def to_sparsity(self, sparsity: float | None) -> SparseLayer:
         """Return the layer with the zeros asked for, by number or by pattern."""
         settings, trial = self._choose(sparsity)
-        work = posed(self.problem, settings)
+        work = posed(self._busy, settings)
         convex: Solution | None = None
         starts: list[Array] = []
         model = self._model(work)
@@ -119,7 +119,7 @@ class Pipeline:
         )
         if self.effort == "fast":
             return settings, None
-        pilot = make_pilot(self.problem, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, self._deadline)
+        pilot = make_pilot(self._busy, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, self._deadline)
         if pilot is None or time.monotonic() >= self._deadline:
             return settings, None
         trial = pilot.choose(settings, fidelity=free)
@@ -156,9 +156,12 @@ class Pipeline:
             return dense
 
         found = []
-        for start in [dense, *(model.scaled(start) for start in starts)]:
+        for start in [dense, *map(model.scaled, starts)]:
             U, _ = swap(model, start, select, SCHEDULES[self.effort], settings.ridge, self._deadline)
             found.append(U)
+        for start in map(model.scaled, starts):  # and as it is, cut to the pattern
+            cut = np.where(select(np.abs(start)), start, model.dtype.type(0.0))
+            found.append(damped_refit(model, cut, settings.ridge, REFIT_STEPS[self.effort], self._deadline))
         if len(found) == 1:
             return found[0]
         judge = self.problem if self.validation is None else self.validation
@@ -196,21 +199,27 @@ class Pipeline:
         return np.where((weight != 0) & (model.scale > 0), model.weights(U), weight)
 
     def _fewest(self, first: Measured, allowed: float, settings: Settings) -> Measured | None:
-        """Return the layer with the fewest weights found that keeps the radius, None where ``first`` has the fewest."""
-        model = self._model(self.problem)
+        """Return the layer with the fewest weights found that keeps the radius, None where ``first`` has the fewest.
+
+        Between counts that keep it and counts that miss it, radii are taken for powers of the count.
+        """
+        model, found = self._model(self._busy), None
         most, least = int(np.count_nonzero(first.weight)), 0
-        count, found = round(FIRST_RATIO * most), None
+        seen = [(most, first.radius)]
         for _ in range(SEARCH_STEPS):
-            if not least < count < most or time.monotonic() >= self._deadline:
+            if most - least <= max(1.0, NARROW * most) or time.monotonic() >= self._deadline:
                 break
+            count = _predicted(seen[-2:], AIM * allowed)
+            if not least < count < most:
+                count = round(math.sqrt(max(least, 1) * most))
             made = self._with_count(model, count, settings)
             if made.radius <= allowed:
                 found, most = made, int(np.count_nonzero(made.weight))
+                if made.radius >= CLOSE * allowed:
+                    break
             else:
                 least = count
-            if most - least <= max(1.0, NARROW * most):
-                break
-            count = round(FIRST_RATIO * most) if least == 0 else round(math.sqrt(least * most))
+            seen.append((count, made.radius))
         return found
 
     def _with_count(self, model: LossModel, count: int, settings: Settings) -> Measured:
@@ -222,9 +231,8 @@ class Pipeline:
     def _convex(self, problem: LayerProblem, goal: Sparsity | ErrorBudget) -> Solution:
         convex = self._solve(problem, goal, None)
         if problem is self.problem:
-            self._empty = convex.empty_radius
             error = output_error(problem, convex.weight, convex.bias)
-            self._note("convex", Measured(convex.weight, convex.bias, convex.radius, error))
+            self._note("convex", Measured(convex.weight, convex.bias, np.array([0.5 * convex.radius**2]), error))
         else:
             self._note("convex", self._measured(convex.weight.astype(np.float64)))
         return convex
@@ -238,13 +246,20 @@ class Pipeline:
     # --- records -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _dtype(self) -> np.dtype[Any]:
-        return precision(self.problem, self._radius_of_nothing())
+    def _nothing(self) -> Nothing:
+        return without_weights(self.problem, self.n_threads)
 
-    def _radius_of_nothing(self) -> float:
-        if self._empty is None:
-            self._empty = radius_of_nothing(self.problem, self.n_threads)
-        return self._empty
+    @cached_property
+    def _dtype(self) -> np.dtype[Any]:
+        return precision(self.problem, self._nothing.radius)
+
+    @cached_property
+    def _busy(self) -> LayerProblem:
+        """The problem in which neurons that do without weights, dead ones above all, get none."""
+        idle = self._nothing.idle
+        if not idle.any():
+            return self.problem
+        return self.problem.with_mask(self.problem.allowed() & ~idle[:, None])
 
     def _measured(self, weight: Array, dtype: np.dtype[Any] = FLOAT64) -> Measured:
         return measure(self.problem, weight, self.n_threads, dtype)
@@ -257,7 +272,7 @@ class Pipeline:
         self._clock = now
 
     def _relative(self, made: Measured) -> float:
-        empty = self._radius_of_nothing()
+        empty = self._nothing.radius
         return made.radius / empty if empty > 0 else 0.0
 
     def _layer(self, made: Measured, convex: Solution | None, settings: Settings, trial: Trial | None) -> SparseLayer:
@@ -274,3 +289,14 @@ class Pipeline:
             made.weight, made.bias, made.sparsity, relative, made.output_error, held, convex, settings,
             tuple(self.stages),
         )  # fmt: skip
+
+
+def _predicted(seen: list[tuple[int, float]], radius: float) -> int:
+    """Return the count at which a power law through the last two (count, radius) has the radius, inverse from one."""
+    (count, value), power = seen[-1], -1.0
+    if value <= 0.0 or radius <= 0.0:
+        return 0
+    if len(seen) == 2 and seen[0][0] != count and seen[0][1] > 0.0:
+        slope = math.log(value / seen[0][1]) / math.log(count / seen[0][0])
+        power = slope if slope < 0.0 else power
+    return round(count * min(math.pow(radius / value, 1.0 / power), 1e6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,17 @@ def precision(problem: LayerProblem, radius: float) -> np.dtype[Any]:
     return working_dtype(problem, TOL, 1.0, radius, target_size(problem))
 
 
-def radius_of_nothing(problem: LayerProblem, n_threads: int) -> float:
-    """Return epsilon_max, the radius of W = 0 with the best bias; 0 for a dead layer, whose radius is mere rounding."""
-    radius = measure(problem, np.zeros(problem.weight.shape), n_threads).radius
-    return radius if radius > ROUNDING * target_size(problem) else 0.0
+@dataclass(frozen=True, eq=False)
+class Nothing:
+    """What W = 0 with the best bias leaves: epsilon_max, 0 for a dead layer; the neurons that do without weights."""
+
+    radius: float
+    idle: npt.NDArray[np.bool_]  # (n_out,)
+
+
+def without_weights(problem: LayerProblem, n_threads: int) -> Nothing:
+    """Return what W = 0 leaves; what is mere rounding of the pre-activations counts as nothing."""
+    losses = measure(problem, np.zeros(problem.weight.shape), n_threads).losses
+    least = ROUNDING * target_size(problem)
+    radius = float(np.sqrt(2.0 * losses.sum()))
+    return Nothing(radius if radius > least else 0.0, np.sqrt(2.0 * losses) <= least)
