@@ -88,7 +88,7 @@ def test_every_program_and_bound_of_the_method_page_names_its_code():
     bounds = ("budget_bound", "batch_bound", "neuron_bound", "penalized_bound")
     solvers = ("DataRows", "RowHessian", "JointRows", "GraphSplitting", "SubdifferentialInclusion")
     searches = ("LogSecant", "BatchSearch", "NeuronSearch")
-    for wanted in (*bounds, *solvers, *searches, "budgets_of", "outer_approximation", "round_to_count", "refit"):
+    for wanted in (*bounds, *solvers, *searches, "budgets_of", "outer_approximation", "round_to_pattern", "swap", "damped_refit", "refit"):
         assert re.search(rf"`sisopt\.[\w.]*\b{wanted}`", text), wanted
 
 

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from sisopt import LayerProblem
+from sisopt import LayerProblem, Unstructured
 from sisopt.refine.refit import refit
-from sisopt.refine.rounding import round_to_count
+from sisopt.refine.rounding import round_to_pattern
 
 EVERYWHERE = np.ones((4, 6), bool)
+
+
+def round_to_count(weight, dense, norms, kept, allowed):
+    """Round to so many weights anywhere."""
+    return round_to_pattern(weight, dense, norms, allowed, Unstructured(), 1.0 - kept / weight.size)
 
 
 def weights(density=0.5, shape=(4, 6), seed=0):

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..patterns import Pattern, Unstructured
+from ..patterns import Pattern
 
 Array = npt.NDArray[np.float64]
 
 _TINY = 1e-30  # of the largest column norm: among weights of dead inputs size decides
-
-
-def round_to_count(
-    weight: Array, dense: Array, column_norms: Array, kept: int, allowed: npt.NDArray[np.bool_]
-) -> Array:
-    """Return the weights with ``kept`` non-zeros, anywhere, see `round_to_pattern`."""
-    return round_to_pattern(weight, dense, column_norms, allowed, Unstructured(), 1.0 - kept / weight.size)
 
 
 def round_to_pattern(
