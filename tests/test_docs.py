@@ -88,7 +88,8 @@ def test_every_program_and_bound_of_the_method_page_names_its_code():
     bounds = ("budget_bound", "batch_bound", "neuron_bound", "penalized_bound")
     solvers = ("DataRows", "RowHessian", "JointRows", "GraphSplitting", "SubdifferentialInclusion")
     searches = ("LogSecant", "BatchSearch", "NeuronSearch")
-    for wanted in (*bounds, *solvers, *searches, "budgets_of", "outer_approximation", "round_to_pattern", "swap", "damped_refit", "refit"):
+    stages = ("round_to_pattern", "swap", "damped_refit", "refit", "reweighted", "Pilot")
+    for wanted in (*bounds, *solvers, *searches, *stages, "budgets_of", "outer_approximation"):
         assert re.search(rf"`sisopt\.[\w.]*\b{wanted}`", text), wanted
 
 

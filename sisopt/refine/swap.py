@@ -8,7 +8,7 @@ in scaled weights (see `model`). With B = V G - grad phi(V) / L + ridge U0 the q
 
 while rho grows: slowly enough, from a small value, for weights to trade places. B follows when U has moved, taken a
 little beyond U, because the set of pre-activations that give the same output lets it go on. It ends when the support
-no longer moves.
+no longer moves and U has come to it.
 
 References: S. Boyd et al., "Distributed optimization and statistical learning via the alternating direction method of
 multipliers", 2011; X. Meng et al., "ALPS", 2024, for the growing rho on linear layers.
@@ -34,6 +34,7 @@ Select = Callable[[Floats], npt.NDArray[np.bool_]]  # scores (n_out, n_in) -> wh
 EVERY = 3  # steps at one rho
 BEYOND = 0.5  # of the last move, that targets are taken at beyond the weights
 SETTLED = 5e-4  # of the kept weights: a support of which no more changes has settled
+NEAR = 0.1  # of the kept weights' norm: so near them have all weights come by then
 MAX_STEPS = 600
 
 
@@ -88,7 +89,8 @@ def swap(
         Y = rho * (A - D)
         steps += 1
         if steps % EVERY == 0:
-            if kept is not None and np.count_nonzero(kept != stays) <= 2.0 * SETTLED * np.count_nonzero(stays):
+            settled = kept is not None and np.count_nonzero(kept != stays) <= 2.0 * SETTLED * np.count_nonzero(stays)
+            if settled and np.linalg.norm(U - D) <= NEAR * np.linalg.norm(D):
                 break
             kept = stays
             rho = number(rho * growth)
