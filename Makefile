@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+# Processes that run test files side by side.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs clean
@@ -18,7 +20,7 @@ demo: $(STAMPS)/demo ## sparsify a network trained on handwritten digits; prints
 	$(BIN)/sisopt demo
 
 test: lint ## lint, type check and the test suite
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
 lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ def warmup() -> None:
     pooled = MaxPool(np.arange(64).reshape(16, 4))
     for activation in ("softmax", "sparsemax", pooled):
         solve(LayerProblem(X, W, np.zeros(3), activation=activation), budget, n_threads=1)
+    sparsify(X, W, activation=pooled, sparsity=0.5, n_threads=1)
     solve(LayerProblem(X, W, activation="relu", penalty=SparseGroup("rows")), budget, n_threads=1)
     for dtype in (np.float64, np.float32):
         _compile_gather(dtype)

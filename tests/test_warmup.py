@@ -83,7 +83,10 @@ omega, v = rng.uniform(0.5, 1, (120, 4)), rng.uniform(0.5, 1, 120)
 options = {"entry_weights": omega}, {"sample_weights": v}, {"fidelity": 0.1}, {"tolerance": 0.1}, {"shift": omega}
 for dtype, option, bias in itertools.product(DTYPES, options, (b, None)):
     run(X.astype(dtype), GOALS[0], bias, activation="relu", **option)
-sparsify(X, W, b, activation="relu", sparsity=0.6)
+pool = MaxPool(np.arange(120).reshape(30, 4))
+for dtype, activation in itertools.product(DTYPES, ("identity", "relu", "gelu", "softmax", pool)):
+    for goal in ({"sparsity": 0.6}, {"sparsity": 0.6, "effort": "full"}, {"pattern": "2:4"}, {"relative_error": 0.2}):
+        sparsify(X.astype(dtype), W.astype(dtype), b, activation=activation, **goal)
 """,
 }
 

@@ -12,7 +12,7 @@ cannot tell stays as it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -46,16 +46,15 @@ class LossModel:
     problem: LayerProblem
     dtype: np.dtype[Any]
     n_threads: int
-    like: LossModel | None = None  # of a problem with the same inputs and sample weights
+    like: InitVar[LossModel | None] = None  # of a problem with the same inputs and sample weights
     gram: Floats = field(init=False)  # (n_in, n_in), scaled
     scale: Floats = field(init=False)  # s, (n_in,): 0 for an input that is constant
     dense: Floats = field(init=False)  # U0, (n_out, n_in)
     _inverse: Array = field(init=False)  # 1 / s, 0 for an input that is constant
     is_quadratic: bool = field(init=False)  # the model is the loss itself, and its gradient costs no pass over the data
 
-    def __post_init__(self) -> None:
-        problem, like = self.problem, self.like
-        self.like = None
+    def __post_init__(self, like: LossModel | None) -> None:
+        problem = self.problem
         self.is_quadratic = is_quadratic(problem)
         self._center = np.zeros(problem.n_in) if self.is_quadratic else input_center(problem)
         if like is not None and like.dtype == self.dtype and not (like.is_quadratic or self.is_quadratic):
@@ -106,11 +105,8 @@ class LossModel:
         return np.asarray((weight * self.scale).astype(self.dtype))
 
     def weights(self, scaled: Floats) -> Array:
-        """Return W of scaled weights, (n_out, n_in); the dense ones of inputs that are constant."""
-        W = scaled * self._inverse
-        idle = self._inverse == 0.0
-        W[:, idle] = np.where(scaled[:, idle] != 0, self.problem.weight[:, idle], 0.0)
-        return np.asarray(W, dtype=np.float64)
+        """Return W of scaled weights, (n_out, n_in), 0 for inputs that are constant."""
+        return np.asarray(scaled * self._inverse)
 
     def bias(self, weight: Array) -> Array:
         """Return the bias (n_out,) that goes with W: that which the gradients so far have come to."""
