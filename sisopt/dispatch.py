@@ -116,13 +116,11 @@ def solve_silently(
 ) -> Solution:
     """Solve as `solve` does, and leave the warning to the caller."""
     _check(problem, goal, method)
-    tol = _check_tol(tol, problem)
+    tol = check_tol(tol, problem)
     started = time.monotonic()
     deadline = math.inf if max_seconds is None else started + number("max_seconds", max_seconds, low=0.0)
     iterations = positive_integer("max_iterations", max_iterations)
-    if callback is not None and not callable(callback):
-        msg = f"callback must be callable, got {callback!r}"
-        raise InvalidInputError(msg)
+    check_callback(callback)
     controls = Controls(iterations, started, deadline, callback, resolve_threads(n_threads))
     if not _is_single_search(problem, goal, method):
         assert not isinstance(goal, Sparsity)
@@ -186,7 +184,8 @@ def _is_single_search(problem: LayerProblem, goal: Goal, method: str) -> bool:
     return goal.per == "batch" and goal.batch_size is not None and goal.batch_size >= problem.n_samples
 
 
-def _check_tol(tol: float, problem: LayerProblem) -> float:
+def check_tol(tol: float, problem: LayerProblem) -> float:
+    """Return the tolerance, at least what the layer's dtype can certify."""
     tol = number("tol", tol, above=0.0)
     least = LEAST_TOL[problem.weight.dtype]
     if tol < least:
@@ -195,6 +194,13 @@ def _check_tol(tol: float, problem: LayerProblem) -> float:
             msg += "; pass float64 weights for more"
         raise InvalidInputError(msg)
     return tol
+
+
+def check_callback(callback: object) -> None:
+    """Raise unless there is no callback or it can be called."""
+    if callback is not None and not callable(callback):
+        msg = f"callback must be callable, got {callback!r}"
+        raise InvalidInputError(msg)
 
 
 def _certify(pursuit: Pursuit, iterate: Iterate, stopped: Status | None, tol: float) -> Solution:

@@ -13,7 +13,7 @@ from .gram_statistics import WIDE, gram_statistics, input_center, is_quadratic
 from .losses import row_loss
 from .problem import LayerProblem
 from .thinning import thinned, useful_samples
-from .threads import available_threads, ordered_map, resolve_threads
+from .threads import ordered_map, resolve_threads
 
 Array = npt.NDArray[np.float64]
 
@@ -173,7 +173,9 @@ def empty_radius(problem: LayerProblem, sums: RowSums) -> float:
     return sums.radius if sums.radius > ROUNDING * size else 0.0
 
 
-def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None) -> float:
+def output_error(
+    problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None, n_threads: int | None = None
+) -> float:
     """Return ||R(Z) - Y||_F / ||Y||_F for weights (n_out, n_in) and bias (n_out,), Y the dense layer's outputs."""
     assert problem.inputs is not None
     X, R = problem.inputs, problem.activation
@@ -195,7 +197,7 @@ def output_error(problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLi
             reference += float(np.sum(goal**2))
         return difference, reference
 
-    errors = np.array(list(ordered_map(part, problem.chunks(), available_threads())))
+    errors = np.array(list(ordered_map(part, problem.chunks(), resolve_threads(n_threads))))
     difference, reference = errors.sum(axis=0).tolist()
     if reference == 0.0:
         return 0.0 if difference == 0.0 else float("inf")

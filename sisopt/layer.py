@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy.typing as npt
 
-from .activations import Activation
-from .dispatch import warn_unless_optimal
+from .activations import Activation, MaxPool
+from .dispatch import check_callback, check_tol, warn_unless_optimal
 from .errors import GeneralizationWarning, InvalidInputError
 from .goals import ErrorBudget, Sparsity
 from .patterns import Pattern, get_pattern
@@ -18,7 +18,7 @@ from .refine.pipeline import EFFORTS, Pipeline
 from .solution import Progress
 from .sparse_layer import SparseLayer
 from .threads import resolve_threads, serial_blas
-from .validation import as_float_array, number
+from .validation import as_float_array, check_size, natural_number, number
 
 
 def sparsify(
@@ -73,8 +73,8 @@ def sparsify(
         "fast" makes no trial runs and few steps. "full" takes slower steps, solves and certifies the convex program
         too, reweights it twice and starts from there as well; what comes out better stays.
     validation_inputs : array_like, shape (n_validation, n_in), optional
-        Other samples, which nothing is fitted to: errors on them are reported after every stage, and a stage after the
-        exact count that would raise them is skipped.
+        Other samples, which no weight is fitted to: errors on them are reported after every stage, and for a sparsity
+        or a pattern a refit that would raise them is skipped; with effort "full" they choose between the starts.
     fidelity : float or "auto"
         beta, see `LayerProblem`; "auto" chooses it on samples held out.
     seed : int
@@ -119,7 +119,7 @@ def sparsify(
     """
     wanted = get_pattern(pattern, sparsity)
     goal = _goal(sparsity, relative_error, eta, wanted)
-    if effort not in EFFORTS:
+    if not isinstance(effort, str) or effort not in EFFORTS:
         msg = f"effort must be one of {', '.join(map(repr, EFFORTS))}, got {effort!r}"
         raise InvalidInputError(msg)
     chosen = fidelity == "auto" if isinstance(fidelity, str) else False
@@ -137,9 +137,20 @@ def sparsify(
         raise InvalidInputError(msg)
     if goal is None or isinstance(goal, Sparsity):
         wanted.validate((problem.n_out, problem.n_in), sparsity)
+    check_tol(tol, problem)
+    check_callback(callback)
     limit = None if max_seconds is None else number("max_seconds", max_seconds, low=0.0)
     pipeline = Pipeline(
-        problem, effort, wanted, chosen, validation, seed, tol, limit, callback, resolve_threads(n_threads)
+        problem,
+        effort,
+        wanted,
+        chosen,
+        validation,
+        natural_number("seed", seed),
+        tol,
+        limit,
+        callback,
+        resolve_threads(n_threads),
     )
     with serial_blas():
         if goal is None or (isinstance(goal, Sparsity) and type(problem.penalty) is L1):
@@ -179,8 +190,12 @@ def _validation(problem: LayerProblem, validation_inputs: npt.ArrayLike | None) 
     if not problem.own_targets or problem.shift is not None:
         msg = "validation_inputs goes with a layer's own outputs: leave it out where preactivations or shift is given"
         raise InvalidInputError(msg)
+    if isinstance(problem.activation, MaxPool):
+        msg = "validation_inputs does not go with max-pooling, whose windows are those of the calibration samples"
+        raise InvalidInputError(msg)
     X = as_float_array("validation_inputs", validation_inputs, 2)
     if X.shape[0] == 0 or X.shape[1] != problem.n_in:
         msg = f"validation_inputs must have shape (n_validation, {problem.n_in}), got {X.shape}"
         raise InvalidInputError(msg)
+    check_size("validation_inputs", X)
     return LayerProblem(X, problem.weight, problem.bias, activation=problem.activation)

@@ -423,7 +423,7 @@ class LayerProblem:
         return self._with(**changes, _cache=kept)
 
     def with_rows(self, rows: npt.NDArray[np.intp]) -> LayerProblem:
-        """Return the layer of some of the output neurons, sharing the inputs; for penalties that part by weight."""
+        """Return the layer of some of the output neurons with the l1 penalty, sharing the inputs."""
         z, s, omega = self._dense, self.shift, self.entry_weights
         return LayerProblem(
             self.inputs,  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was chosen on held-out samples, see `sparsify`.
+    """How closely a layer holds on to the dense one: chosen on held-out samples where trials were run, see `sparsify`.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class SparseLayer:
     convex : Solution or None
         The certified solution of the convex program that the layer was made from; None where none was solved.
     settings : Settings
-        What was chosen on held-out samples.
+        What the weights were made with.
     stages : tuple of Stage
         The layer after each stage.
     """
@@ -102,7 +102,7 @@ class SparseLayer:
         ]
         if self.convex is not None:
             lines.append(f"  convex program: {self.convex.status.name}, certified gap {self.convex.gap:.1e}")
-        lines.append(f"  chosen: {self.settings}")
+        lines.append(f"  settings: {self.settings}")
         lines.append(f"  {'stage':<12} {'zeros':>8} {'relative error':>15} {'output error':>13} {'seconds':>8}")
         lines += [
             f"  {s.name:<12} {s.sparsity:>8.2%} {s.relative_error:>15.4f} {s.output_error:>13.4f} {s.seconds:>8.2f}"

@@ -124,6 +124,18 @@ def number(name: str, value: object, *, low: float = -math.inf, above: float = -
     return result
 
 
+def natural_number(name: str, value: object) -> int:
+    """Return an integer of at least 0."""
+    try:
+        result = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        result = -1
+    if result < 0:
+        msg = f"{name} must be an integer of at least 0, got {value!r}"
+        raise InvalidInputError(msg)
+    return result
+
+
 def positive_integer(name: str, value: object) -> int:
     """Return an integer of at least 1."""
     try:

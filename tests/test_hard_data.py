@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
 import numpy as np
 import pytest
 
-from sisopt import ConvergenceWarning, ErrorBudget, LayerProblem, Penalized, Sparsity, Status, solve, sparsify
+import sisopt
+from sisopt import ConvergenceWarning, ErrorBudget, LayerProblem, Penalized, Sparsity, Status, solve
 
 # Layers made from so few samples do part ways with samples held out.
 pytestmark = pytest.mark.filterwarnings("error", "ignore::sisopt.GeneralizationWarning")
 
+sparsify = functools.partial(sisopt.sparsify, n_threads=1)  # layers are too small for more
 N, N_IN, N_OUT = 80, 12, 6
 TOL = 1e-4
 ACTIVATIONS = ["identity", "relu"]

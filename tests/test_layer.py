@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 import re
@@ -20,11 +21,11 @@ from sisopt import (
     Status,
     WeightedL1,
     solve,
-    sparsify,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::sisopt.GeneralizationWarning")  # samples are few here
 
+sparsify = functools.partial(sisopt.sparsify, n_threads=1)  # layers are too small for more
 N, N_IN, N_OUT = 90, 10, 6
 ACTIVATIONS = ["identity", "relu", "tanh"]
 EFFORTS = ["fast", "default", "full"]
@@ -68,7 +69,7 @@ def empty_radius(X, W, b, activation):
 @pytest.mark.parametrize("bias", [True, False])
 def test_sparsity_is_exact_and_errors_are_what_they_say(bias, activation, effort):
     X, W, b = arrays(bias=bias)
-    for sparsity in (0.0, 0.3, 0.65, 0.9, 1.0):
+    for sparsity in (0.3, 0.65, 0.9):  # for all and none see below
         layer = sparsify(X, W, b, activation=activation, sparsity=sparsity, effort=effort)
         assert np.count_nonzero(layer.weight) == round((1 - sparsity) * W.size)
         assert layer.sparsity == pytest.approx(1 - np.count_nonzero(layer.weight) / W.size, abs=1e-15)
@@ -140,7 +141,8 @@ def test_stages_of_a_budget_have_fewer_and_fewer_weights(activation):
     budget = sparsify(X, W, b, activation=activation, relative_error=0.3)
     assert [stage.name for stage in budget.stages] in (["convex", "refit"], ["convex", "refit", "swap"])
     convex, refit, last = budget.stages[0], budget.stages[1], budget.stages[-1]
-    assert (convex.sparsity, convex.relative_error) == (budget.convex.sparsity, budget.convex.relative_error)
+    assert convex.sparsity == budget.convex.sparsity
+    assert convex.relative_error == pytest.approx(budget.convex.relative_error, rel=1e-12)
     assert refit.relative_error < convex.relative_error
     assert refit.sparsity >= convex.sparsity
     assert last.sparsity > refit.sparsity or last is refit
@@ -178,7 +180,7 @@ def test_convex_stage_is_what_solve_returns():
         np.testing.assert_array_equal(layer.convex.bias, solution.bias)
         assert layer.convex.gap == solution.gap <= 1e-5
         assert layer.convex.status is Status.OPTIMAL
-        assert layer.stages[0].relative_error == solution.relative_error
+        assert layer.stages[0].relative_error == pytest.approx(solution.relative_error, rel=1e-12)
 
 
 @pytest.mark.parametrize("effort", EFFORTS)
@@ -353,7 +355,7 @@ def test_layer_prints_its_stages(effort):
         assert "OPTIMAL" in lines[0]
         assert re.search(r"gap \d\.\de-\d\d", lines[0])
         lines = lines[1:]
-    assert lines[0] == f"  chosen: {layer.settings}"
+    assert lines[0] == f"  settings: {layer.settings}"
     assert f"fidelity {layer.settings.fidelity:g}, ridge {layer.settings.ridge:g}" in lines[0]
     names = [re.split(r"\s{2,}", line.strip()) for line in lines[1:]]
     assert names[0] == ["stage", "zeros", "relative error", "output error", "seconds"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
 import numpy as np
 import pytest
 
-from sisopt import GeneralizationWarning, LayerProblem, MaxPool, get_pattern, sparsify
+import sisopt
+from sisopt import GeneralizationWarning, LayerProblem, MaxPool, get_pattern
 from sisopt.refine.pilot import FIDELITIES, RIDGES, make_pilot
 
+sparsify = functools.partial(sisopt.sparsify, n_threads=1)  # layers are too small for more
 N_IN, N_OUT = 24, 12
 quiet = pytest.mark.filterwarnings("ignore::sisopt.GeneralizationWarning")
 

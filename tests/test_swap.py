@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
 import numpy as np
 import pytest
 
-from sisopt import LayerProblem, WeightedL1, get_pattern, sparsify
+import sisopt
+from sisopt import LayerProblem, WeightedL1, get_pattern
 from sisopt.refine.damped import damped_refit
 from sisopt.refine.model import LossModel
 from sisopt.refine.swap import DEFAULT, FAST, FULL, swap
 
 pytestmark = pytest.mark.filterwarnings("ignore::sisopt.GeneralizationWarning")
 
+sparsify = functools.partial(sisopt.sparsify, n_threads=1)  # layers are too small for more
 F64, F32 = np.dtype(np.float64), np.dtype(np.float32)
 EXTRAS = [
     (),
@@ -28,8 +31,12 @@ EXTRAS = [
 
 def settled(model, U):
     """Return the gradient and the loss at scaled weights once the bias has settled: every call moves it on."""
+    before = math.inf
     for _ in range(400):
         gradient, loss = model.gradient(U)
+        if abs(before - loss) <= 1e-13 * loss:
+            break
+        before = loss
     return gradient, loss
 
 
@@ -50,12 +57,17 @@ def reach(layer):
 # --- the loss --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("extras", EXTRAS, ids=str)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", ["identity", "relu", "hard_tanh", "gelu", "softmax", "sparsemax", "max_pool"])
+COUPLED = [(), ("fidelity",), ("shift", "preactivations"), ("sample_weights", "fidelity", "shift", "mask")]
+GRADIENTS = [
+    *itertools.product(["identity", "relu", "gelu", "max_pool"], [True], EXTRAS),
+    *itertools.product(["identity", "relu"], [False], [EXTRAS[0], EXTRAS[-1]]),
+    *itertools.product(["softmax", "sparsemax"], [True], COUPLED),
+    *itertools.product(["softmax", "sparsemax"], [False], COUPLED[:1]),
+]
+
+
+@pytest.mark.parametrize(("activation", "bias", "extras"), GRADIENTS, ids=str)
 def test_gradient_is_that_of_finite_differences(make_layer, activation, bias, extras):
-    if activation in ("softmax", "sparsemax") and set(extras) & {"tolerance", "entry_weights"}:
-        pytest.skip("not offered where outputs are coupled")
     layer = make_layer(activation, bias=bias, extras=extras, n_in=6)
     model = LossModel(layer.problem, F64, 1)
     np.testing.assert_allclose(model.scale, reach(layer), rtol=1e-10)
@@ -204,7 +216,7 @@ def test_tiny_linear_layers_are_near_the_best_of_all_supports_and_ahead_of_the_c
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 def test_the_layer_is_better_than_convex_program_count_and_refit(activation):
     ratios = []
-    for seed in range(8):
+    for seed in range(6):
         rng = np.random.default_rng(seed)
         X = rng.standard_normal((200, 12)) @ (np.eye(12) + 0.3 * rng.standard_normal((12, 12)))
         W, b = rng.standard_normal((4, 12)), 0.3 * rng.standard_normal(4)
@@ -226,8 +238,8 @@ def objective(layer, model, U, ridge):
     return losses(layer, model, U) + 0.5 * ridge * float(np.sum((U - model.dense) ** 2))
 
 
-@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.1])
-@pytest.mark.parametrize("extras", EXTRAS, ids=str)
+@pytest.mark.parametrize("ridge", [0.0, 1e-2])
+@pytest.mark.parametrize("extras", [EXTRAS[0], *EXTRAS[3:]], ids=str)
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
 def test_refit_never_ends_above_its_start_and_stays_on_its_support(make_layer, activation, extras, ridge):
     layer = make_layer(activation, extras=extras)
@@ -236,7 +248,7 @@ def test_refit_never_ends_above_its_start_and_stays_on_its_support(make_layer, a
     start = np.where(rng.random(model.dense.shape) < 0.5, model.dense, 0.0)
     settled(model, start)
     before = objective(layer, model, start, ridge)
-    after = [objective(layer, model, damped_refit(model, start, ridge, s, math.inf), ridge) for s in (0, 1, 3, 20)]
+    after = [objective(layer, model, damped_refit(model, start, ridge, s, math.inf), ridge) for s in (0, 1, 5)]
     assert max(after) <= before * (1 + 1e-9)
     assert after[-1] < 0.99 * before
     U = damped_refit(model, start, ridge, 3, math.inf)

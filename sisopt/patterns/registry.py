@@ -17,6 +17,7 @@ _NAMED: dict[str, Pattern] = {
     "rows": Groups("rows"),
     "filters": Groups("filters"),
 }
+_NEEDED = ("needs_sparsity", "count", "select", "holds", "validate")
 _NM = re.compile(r"(\d+)\s*:\s*(\d+)")
 _BLOCKS = re.compile(r"(\d+)\s*x\s*(\d+)\s+blocks")
 
@@ -56,7 +57,7 @@ def _found(pattern: str | Pattern | None) -> Pattern:
         "as '4x4 blocks', or a pattern object such as sisopt.Groups('kernels', kernel_size=(3, 3))"
     )
     if not isinstance(pattern, str):
-        if isinstance(pattern, type) or not hasattr(pattern, "select"):
+        if isinstance(pattern, type) or not all(hasattr(pattern, name) for name in _NEEDED):
             found = f"the class {pattern.__name__}" if isinstance(pattern, type) else f"a {type(pattern).__name__}"
             msg = f"{wanted}, got {found}"
             raise InvalidInputError(msg)

@@ -24,7 +24,6 @@ Floats = npt.NDArray[Any]
 
 CG_STEPS = 6  # of a step's least-squares problem: the next step goes on
 QUADRATIC_CG_STEPS = 40
-TINY = 1e-30
 
 
 def damped_refit(model: LossModel, start: Floats, ridge: float, steps: int, deadline: float) -> Floats:
@@ -38,8 +37,10 @@ def damped_refit(model: LossModel, start: Floats, ridge: float, steps: int, dead
         new, value = _solve(model, at, at, support, ridge, CG_STEPS if step < steps else 0)
         if value < least:
             best, least = at, value
-        if step == steps or time.monotonic() >= deadline:
+        if step == steps:
             break
+        if time.monotonic() >= deadline:  # the step from the best point lies below it, looked at or not
+            return new if best is at else best
         if float(np.vdot(at - new, new - previous)) > 0:
             momentum = 1.0
         following = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))
@@ -61,9 +62,14 @@ def _solve(
     squares = np.einsum("ij,ij->i", residual, residual)
     for _ in range(steps):
         image = np.where(support, model.product(direction, model.gram) + delta * direction, 0.0)
-        length = squares / np.maximum(np.einsum("ij,ij->i", direction, image), TINY)
+        length = _ratio(squares, np.einsum("ij,ij->i", direction, image))
         U = U + length[:, None] * direction
         residual = residual - length[:, None] * image
         before, squares = squares, np.einsum("ij,ij->i", residual, residual)
-        direction = residual + (squares / np.maximum(before, TINY))[:, None] * direction
+        direction = residual + _ratio(squares, before)[:, None] * direction
     return U, value
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Return the quotients, 0 where the divisor is."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

@@ -51,7 +51,7 @@ def measure(problem: LayerProblem, weight: Array, n_threads: int, precision: np.
     if problem.activation.couples_outputs:
         at = evaluate(problem, W, n_threads)
         b = at.bias.astype(dtype) if problem.has_bias else None
-        return Measured(rounded, b, at.rounded_loss, output_error(problem, rounded, b))
+        return Measured(rounded, b, at.rounded_loss, output_error(problem, rounded, b, n_threads))
     bias, losses, R = problem.dense_bias, np.empty(problem.n_out), problem.activation
     assert problem.inputs is not None
     X = problem.inputs

@@ -8,6 +8,7 @@ last refit pays.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,8 +91,10 @@ class Pilot:
         return best
 
     def _better(self, best: Trial, settings: Settings) -> Trial:
+        if time.monotonic() >= self.deadline:  # what is cut short tells nothing
+            return best
         trial = self._run(settings)
-        return trial if trial.error <= BETTER * best.error else best
+        return trial if trial.error < BETTER * best.error else best
 
     def _run(self, settings: Settings) -> Trial:
         problem = posed(self.part, settings)
@@ -100,12 +103,14 @@ class Pilot:
         U, _ = swap(model, model.dense, self._select, FAST, settings.ridge, self.deadline)
         V = damped_refit(model, U, settings.ridge, REFIT_STEPS, self.deadline)
         W = model.weights(V)
-        return Trial(settings, output_error(self.held_out, W, model.bias(W)), math.nan, (model.weights(U), W))
+        return Trial(
+            settings, output_error(self.held_out, W, model.bias(W), self.n_threads), math.nan, (model.weights(U), W)
+        )
 
     def _judged(self, best: Trial) -> Trial:
         """Return a trial with the error on the samples that it saw, and with its refit only where that paid."""
         made = [measure(self.part, weight, self.n_threads, self.dtype) for weight in best.weights]
-        errors = [output_error(self.held_out, each.weight, each.bias) for each in made]
+        errors = [output_error(self.held_out, each.weight, each.bias, self.n_threads) for each in made]
         at = int(BETTER * errors[1] <= errors[0])
         return Trial(replace(best.settings, refit=bool(at)), errors[at], made[at].output_error, best.weights)
 
@@ -136,8 +141,10 @@ def make_pilot(
     edges = np.arange(0, samples.size - HELD_OUT + 1, HELD_OUT)
     held[edges + np.random.default_rng(seed).integers(HELD_OUT, size=edges.size)] = True  # one of every HELD_OUT
     rows = _rows(problem, pattern)
+    if not all(_has_weight(problem, rows, samples[where]) for where in (~held, held)):
+        return None
     part, held_out = (_part(problem, rows, samples[where]) for where in (~held, held))
-    if not np.isfinite(output_error(held_out, held_out.weight, held_out.bias)):
+    if not _has_outputs(held_out):
         return None
     return Pilot(part, held_out, pattern, sparsity, dtype, n_threads, deadline)
 
@@ -145,6 +152,18 @@ def make_pilot(
 def _can_be_parted(problem: LayerProblem) -> bool:
     """Return whether samples are independent of one another: windows of a pooling are not."""
     return isinstance(problem.activation, Elementwise) or problem.activation.couples_outputs
+
+
+def _has_weight(problem: LayerProblem, rows: Indices, samples: Indices) -> bool:
+    """Return whether anything counts on some neurons and samples."""
+    v, omega = problem.sample_weights, problem.entry_weights
+    return (v is None or bool(v[samples].any())) and (omega is None or bool(omega[np.ix_(samples, rows)].any()))
+
+
+def _has_outputs(problem: LayerProblem) -> bool:
+    """Return whether the dense layer does anything that an error could be relative to."""
+    assert problem.preactivations is not None
+    return bool(problem.activation.forward(problem.preactivations).any())
 
 
 def _rows(problem: LayerProblem, pattern: Pattern) -> Indices:

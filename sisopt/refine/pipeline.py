@@ -46,6 +46,8 @@ SEARCH_STEPS, NARROW = 10, 0.005  # of the search for the fewest weights that ke
 AIM, CLOSE = 0.997, 0.99  # of the radius allowed: what a step aims at, and what is near enough
 
 
+MOST_AHEAD = math.log(1e6)  # of a prediction: the logarithm of its count over the last
+SHARE = 0.3  # of the time that a limit leaves, for trial runs
 PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
 
 
@@ -81,7 +83,8 @@ class Pipeline:
         starts: list[Array] = []
         model = self._model(work)
         if self.effort == "full":
-            convex, starts = self._convex_starts(work, sparsity)
+            # with all neurons: the penalty clears the dead ones, and a mask that leaves too few weights has no proof
+            convex, starts = self._convex_starts(posed(self.problem, settings), sparsity)
         U = self._swapped(model, starts, sparsity, settings)
         weight = self._exact(model.weights(U), model.scale, sparsity)
         made = self._measured(weight, model.dtype if settings.refit else FLOAT64)
@@ -95,19 +98,25 @@ class Pipeline:
         convex = self._convex(self.problem, goal)
         weight = convex.weight.astype(np.float64)
         plain = self.problem.structure.labels is None  # else a count would break groups up
+        before = self._measured(weight)
         if plain and isinstance(goal, Sparsity):
             weight = self._exact(weight, column_norms(self.problem, self.n_threads), goal.sparsity)
-            self._note("exact count", self._measured(weight))
-        made = self._measured(refit(self.problem, weight, self._deadline, self.n_threads))
-        self._note("refit", made)
-        settings = Settings(self.problem.fidelity, BUDGET_RIDGE)
-        if isinstance(goal, ErrorBudget) and self.effort != "fast" and plain and made.weight.any():
-            allowed = goal.epsilon(convex.empty_radius, self.problem.total_weight)
-            found = self._fewest(made, max(allowed, convex.radius), settings)
-            if found is not None:
-                self._note("swap", found)
-                made = found
-        return self._layer(made, convex, settings, None)
+            before = self._measured(weight)
+            self._note("exact count", before)
+        after = self._measured(refit(self.problem, weight, self._deadline, self.n_threads))
+        settings = Settings(self.problem.fidelity, 0.0)
+        if isinstance(goal, Sparsity):
+            return self._layer(self._better(before, after), convex, settings, None)
+        self._note("refit", after)
+        if self.effort == "fast" or not plain or not after.weight.any():
+            return self._layer(after, convex, settings, None)
+        allowed = max(goal.epsilon(convex.empty_radius, self.problem.total_weight), after.radius)
+        damped = settings.having("ridge", BUDGET_RIDGE)
+        found = self._fewest(after, allowed, damped)
+        if found is None:
+            return self._layer(after, convex, settings, None)
+        self._note("swap", found)
+        return self._layer(found, convex, damped, None)
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +128,8 @@ class Pipeline:
         )
         if self.effort == "fast":
             return settings, None
-        pilot = make_pilot(self._busy, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, self._deadline)
+        until = self._clock + SHARE * (self._deadline - self._clock)
+        pilot = make_pilot(self._busy, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, until)
         if pilot is None or time.monotonic() >= self._deadline:
             return settings, None
         trial = pilot.choose(settings, fidelity=free)
@@ -168,7 +178,7 @@ class Pipeline:
         errors = []
         for U in found:
             made = measure(self.problem, model.weights(U), self.n_threads)
-            errors.append(output_error(judge, made.weight, made.bias))
+            errors.append(output_error(judge, made.weight, made.bias, self.n_threads))
         return found[int(np.argmin(errors))]
 
     def _exact(self, weight: Array, norms: Array, sparsity: float | None) -> Array:
@@ -184,8 +194,12 @@ class Pipeline:
         if model.problem is not work:
             model = LossModel(work, model.dtype, self.n_threads)
         after = self._measured(self._fitted(model, weight, settings))
+        return self._better(before, after)
+
+    def _better(self, before: Measured, after: Measured) -> Measured:
+        """Return the layer after its refit, or the one before where that raises the held-out error."""
         if self.validation is not None:
-            errors = [output_error(self.validation, each.weight, each.bias) for each in (before, after)]
+            errors = [output_error(self.validation, each.weight, each.bias, self.n_threads) for each in (before, after)]
             if errors[1] > errors[0]:
                 self._note("refit", before, "skipped: it would raise the held-out error")
                 return before
@@ -193,10 +207,12 @@ class Pipeline:
         return after
 
     def _fitted(self, model: LossModel, weight: Array, settings: Settings) -> Array:
-        """Return weights with the same zeros, their values fitted; those of constant inputs as they were."""
+        """Return weights with the same zeros, their values fitted where the data tell something."""
         steps = REFIT_STEPS[self.effort]
         U = damped_refit(model, model.scaled(weight), settings.ridge, steps, self._deadline)
-        return np.where((weight != 0) & (model.scale > 0), model.weights(U), weight)
+        fitted = model.weights(U)
+        tells = (fitted.astype(self.problem.weight.dtype) != 0) & (model.scale > 0) & model.problem.allowed()
+        return np.where((weight != 0) & tells, fitted, weight)
 
     def _fewest(self, first: Measured, allowed: float, settings: Settings) -> Measured | None:
         """Return the layer with the fewest weights found that keeps the radius, None where ``first`` has the fewest.
@@ -231,7 +247,7 @@ class Pipeline:
     def _convex(self, problem: LayerProblem, goal: Sparsity | ErrorBudget) -> Solution:
         convex = self._solve(problem, goal, None)
         if problem is self.problem:
-            error = output_error(problem, convex.weight, convex.bias)
+            error = output_error(problem, convex.weight, convex.bias, self.n_threads)
             self._note("convex", Measured(convex.weight, convex.bias, np.array([0.5 * convex.radius**2]), error))
         else:
             self._note("convex", self._measured(convex.weight.astype(np.float64)))
@@ -265,7 +281,9 @@ class Pipeline:
         return measure(self.problem, weight, self.n_threads, dtype)
 
     def _note(self, name: str, made: Measured, note: str = "") -> None:
-        held = None if self.validation is None else output_error(self.validation, made.weight, made.bias)
+        held = (
+            None if self.validation is None else output_error(self.validation, made.weight, made.bias, self.n_threads)
+        )
         now = time.monotonic()
         relative = self._relative(made)
         self.stages.append(Stage(name, made.sparsity, relative, made.output_error, held, now - self._clock, note))
@@ -281,8 +299,8 @@ class Pipeline:
             held, seen = trial.error, trial.seen
         if held is not None and held > PART_WAYS * seen and held > LEAST_ERROR:
             self.warning = (
-                f"the output error on held-out samples, {held:.3g}, is {held / max(seen, 1e-300):.1f} times that on "
-                f"the calibration samples, {seen:.3g}: give more samples, ask for fewer zeros or raise fidelity"
+                f"the output error on held-out samples is {held:.3g}, that on the calibration samples {seen:.3g}: "
+                "give more samples, ask for fewer zeros or raise fidelity"
             )
         relative = self.stages[-1].relative_error
         return SparseLayer(
@@ -299,4 +317,4 @@ def _predicted(seen: list[tuple[int, float]], radius: float) -> int:
     if len(seen) == 2 and seen[0][0] != count and seen[0][1] > 0.0:
         slope = math.log(value / seen[0][1]) / math.log(count / seen[0][0])
         power = slope if slope < 0.0 else power
-    return round(count * min(math.pow(radius / value, 1.0 / power), 1e6))
+    return round(count * math.exp(min(math.log(radius / value) / power, MOST_AHEAD)))

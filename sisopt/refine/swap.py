@@ -88,6 +88,8 @@ def swap(
         D = np.where(stays, A, number(0.0))
         Y = rho * (A - D)
         steps += 1
+        if not stays.any():
+            break
         if steps % EVERY == 0:
             settled = kept is not None and np.count_nonzero(kept != stays) <= 2.0 * SETTLED * np.count_nonzero(stays)
             if settled and np.linalg.norm(U - D) <= NEAR * np.linalg.norm(D):
