@@ -190,12 +190,12 @@ def _validation(problem: LayerProblem, validation_inputs: npt.ArrayLike | None) 
     if not problem.own_targets or problem.shift is not None:
         msg = "validation_inputs goes with a layer's own outputs: leave it out where preactivations or shift is given"
         raise InvalidInputError(msg)
-    if isinstance(problem.activation, MaxPool):
-        msg = "validation_inputs does not go with max-pooling, whose windows are those of the calibration samples"
-        raise InvalidInputError(msg)
     X = as_float_array("validation_inputs", validation_inputs, 2)
     if X.shape[0] == 0 or X.shape[1] != problem.n_in:
         msg = f"validation_inputs must have shape (n_validation, {problem.n_in}), got {X.shape}"
+        raise InvalidInputError(msg)
+    if isinstance(problem.activation, MaxPool) and X.shape[0] != problem.n_samples:
+        msg = f"validation_inputs must hold {problem.n_samples} samples, those of max_pool's windows, got {X.shape[0]}"
         raise InvalidInputError(msg)
     check_size("validation_inputs", X)
     return LayerProblem(X, problem.weight, problem.bias, activation=problem.activation)

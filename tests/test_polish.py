@@ -14,8 +14,9 @@ GOALS = {
     "loose budget": lambda: ErrorBudget(relative_error=0.9),
 }
 DATA = {
-    "correlated": lambda rng: rng.standard_normal((150, 4)) @ rng.standard_normal((4, 24))
-    + 0.3 * rng.standard_normal((150, 24)),
+    "correlated": lambda rng: (
+        rng.standard_normal((150, 4)) @ rng.standard_normal((4, 24)) + 0.3 * rng.standard_normal((150, 24))
+    ),
     "not negative": lambda rng: np.maximum(rng.standard_normal((150, 24)), 0.0) + 1.0,
     "fewer samples than inputs": lambda rng: rng.standard_normal((18, 24)),
     "scaled by four decades": lambda rng: rng.standard_normal((150, 24)) * np.logspace(-2, 2, 24),

@@ -146,7 +146,7 @@ def test_windows_of_a_pooling_must_fit_them():
     activation = MaxPool(np.arange(80).reshape(20, 4))
     made = sparsify(X[:80], W, b, activation=activation, sparsity=0.5, validation_inputs=X[:80] + 0.1)
     assert made.held_out_error > 0.0
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError, match="validation_inputs must hold 80 samples"):
         sparsify(X[:80], W, b, activation=activation, sparsity=0.5, validation_inputs=X[80:])
 
 
