@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,12 +30,15 @@ OURS = {"sisopt": {"linewidth": 2.2}, "sisopt, fast": {"linewidth": 1.4, "marker
 
 
 def curve(results: Sequence[LayerResult], method: str) -> list[tuple[int, float]]:
-    """Return (index of the level, geometric mean of the errors) where the method ran on all of the layers."""
+    """Return (index of the level, geometric mean of the errors), NaN where the method did not run on all of the layers.
+
+    A line has a gap there: drawn through, it would tell of errors that nobody measured.
+    """
     points = []
     for index, level in enumerate(ZEROS):
         errors = [result.error for result in results if (result.level, result.method) == (level, method)]
-        if errors and len(errors) == len({result.layer for result in results if result.level == level}):
-            points.append((index, geometric_mean(errors)))
+        whole = errors and len(errors) == len({result.layer for result in results if result.level == level})
+        points.append((index, geometric_mean(errors) if whole else math.nan))
     return points
 
 
@@ -53,7 +57,7 @@ def draw(results: Sequence[LayerResult], path: Path) -> None:
         for axis, (name, of) in zip(axes, groups.items(), strict=False):
             for method in METHODS:
                 points = curve(of, method)
-                if points:
+                if not all(math.isnan(error) for _, error in points):
                     marker, line, shade = STYLES[method]
                     look = {"markersize": 5, "linewidth": 1.0, **OURS.get(method, {})}
                     style = {"marker": marker, "linestyle": line, "color": shade, "label": method, **look}
