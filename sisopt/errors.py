@@ -32,6 +32,10 @@ class InfeasibleBudgetError(SisoptError, ValueError):
         return type(self), (str(self), self.least_relative_error)
 
 
+class CheckpointError(SisoptError):
+    """A checkpoint is damaged, belongs to something else, or cannot be read or written; the message says what to do."""
+
+
 class ConvergenceWarning(UserWarning):
     """A solver stopped before the certified gap reached the tolerance; the message says what to change."""
 

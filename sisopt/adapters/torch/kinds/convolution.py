@@ -1,0 +1,122 @@
+"""Convolutions: every place of the output is a position, one program a group, columns in-channel x kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .base import Call, Floats, Program
+from .intercept import arguments_of
+from .parameters import read, write
+
+_FUNCTIONS: dict[int, Callable[..., Any]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+class PlaceCall:
+    """A call whose positions are batch x places of the output, in that order; the drawn ones alone are gathered.
+
+    Parameters
+    ----------
+    images : tensor (n_batch, n_channels, *sizes)
+        The input.
+    tables : sequence of tensors (n_places, n_taps)
+        For every axis: which coordinate of the input each tap of the kernel meets at each coordinate of the output;
+        the axis' size stands for none, a zero.
+    n_groups : int
+        Number of programs, each with its share of the channels.
+    """
+
+    def __init__(self, images: torch.Tensor, tables: Sequence[torch.Tensor], n_groups: int) -> None:
+        self._images, self._tables = images, tables
+        self._n_channels = images.shape[1] // n_groups
+        self._shape = (len(images), *(len(table) for table in tables))
+        self.n_positions = int(torch.Size(self._shape).numel())
+
+    @cached_property
+    def _vectors(self) -> torch.Tensor:
+        """Make the input (n_batch, *sizes + 1, n_channels), zero at the end of every axis: a tap gathers a vector."""
+        dims = self._images.dim() - 2
+        return functional.pad(self._images, (0, 1) * dims).movedim(1, -1).contiguous()
+
+    def inputs(self, program: int, at: torch.Tensor) -> torch.Tensor:
+        """Return the patches of a group."""
+        batch, *places = torch.unravel_index(at.to(self._images.device), self._shape)
+        n_axes = len(places)
+        index = [batch.reshape(-1, *(1,) * n_axes)]
+        for axis, (table, place) in enumerate(zip(self._tables, places, strict=True)):
+            shape = [1] * n_axes
+            shape[axis] = table.shape[1]
+            index.append(table[place].reshape(-1, *shape))  # (n, 1, .., n_taps, .., 1)
+        first = program * self._n_channels
+        channels = self._vectors[..., first : first + self._n_channels]
+        return channels[tuple(index)].movedim(-1, 1).flatten(1)  # (n, n_channels * n_taps of all axes)
+
+    def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
+        """Return None: places are no tokens."""
+        return None
+
+
+class Convolution:
+    """`torch.nn.Conv1d`, 2d and 3d, and classes derived from them that pad in their own way."""
+
+    def programs(self, module: Any) -> list[Program]:
+        """Return a program for every group."""
+        found = []
+        for group in range(module.groups):
+            label = "" if module.groups == 1 else f"group{group}"
+            bias = None if module.bias is None else read(module.bias[self._outputs(module, group)])
+            found.append(Program(label, ("weight",), read(self._kernels(module, group).flatten(1)), bias))
+        return found
+
+    def call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Return the call; the input is padded as the module pads it."""
+        dims = module.weight.dim() - 2
+        found = arguments_of(_FUNCTIONS[dims], _NAMES, module, args, kwargs)
+        images = batched(found["input"], dims)
+        padding = found.get("padding", 0)
+        strides, dilations = per_axis(found.get("stride", 1), dims), per_axis(found.get("dilation", 1), dims)
+        tables = []
+        for axis, (n_taps, stride, dilation) in enumerate(
+            zip(module.weight.shape[2:], strides, dilations, strict=True)
+        ):
+            size, reach = images.shape[2 + axis], dilation * (n_taps - 1)
+            before, both = (reach // 2, reach) if padding == "same" else (0, 0)
+            if not isinstance(padding, str):
+                before = per_axis(padding, dims)[axis]
+                both = 2 * before
+            places = torch.arange((size + both - reach - 1) // stride + 1, device=images.device)
+            source = places[:, None] * stride - before + torch.arange(n_taps, device=images.device) * dilation
+            tables.append(source.where((source >= 0) & (source < size), size))
+        return PlaceCall(images, tables, module.groups)
+
+    def assign(self, module: Any, number: int, weight: Floats, bias: Floats | None) -> None:
+        """Write the kernels and the bias of a group."""
+        write(self._kernels(module, number), weight)
+        if bias is not None:
+            write(module.bias[self._outputs(module, number)], bias)
+
+    def _outputs(self, module: Any, group: int) -> slice:
+        """Return the output channels of a group."""
+        size = module.out_channels // module.groups
+        return slice(group * size, (group + 1) * size)
+
+    def _kernels(self, module: Any, group: int) -> torch.Tensor:
+        """Return the kernels (n_out, n_in, *kernel) of a group, a view of the parameter."""
+        weight: torch.Tensor = module.weight[self._outputs(module, group)]
+        return weight
+
+
+def batched(images: torch.Tensor, dims: int) -> torch.Tensor:
+    """Return images with their axis of batches: a single image may come without."""
+    return images if images.dim() == dims + 2 else images[None]
+
+
+def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Return a setting for every axis, given once for all or one by one."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values

@@ -1,0 +1,209 @@
+"""sparsify_model(): a torch model made sparse in one call."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...activations import Activation
+from ...errors import InvalidInputError
+from ...network import LayerSolver, NetworkReport, sparsify_network
+from ...patterns import Pattern
+from ...validation import natural_number
+from .network import Forward, Sampling, TorchNetwork
+from .planning import Selector, batch_size, choice, plan_layers
+from .trace import trace
+
+MAX_SAMPLES = 10_000
+MAX_MEMORY = 4 << 30
+
+
+def sparsify_model(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    sparsity: float | None = None,
+    relative_error: float | None = None,
+    pattern: str | Pattern | None = None,
+    goals: Mapping[str, Any] | None = None,
+    include: Selector | Iterable[Selector] | None = None,
+    exclude: Selector | Iterable[Selector] | None = None,
+    activations: Mapping[str, str | Activation] | None = None,
+    allocation: str = "uniform",
+    mode: str = "sequential",
+    forward: Callable[[nn.Module, Any], object] | None = None,
+    layer_solver: LayerSolver | None = None,
+    effort: str = "default",
+    seed: int = 0,
+    max_samples: int = MAX_SAMPLES,
+    max_memory: int = MAX_MEMORY,
+    checkpoint: str | PathLike[str] | None = None,
+    progress: bool | None = None,
+    strict: bool = False,
+    n_threads: int | None = None,
+    inplace: bool = True,
+) -> NetworkReport:
+    """Make the layers of a torch model sparse, first to last, on calibration batches.
+
+    Every layer gets sparse weights, and a bias to go with them, that keep its outputs: on inputs that come from the
+    layers before it as they are by then, with the pre-activations of the dense model for a target. What follows a
+    layer, an activation or a batch normalisation and then an activation, is found by watching the model run once, and
+    counts as part of it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Runs in eval mode meanwhile. Made sparse are Linear, convolutions and transposed convolutions of all
+        dimensions, groups and paddings, Hugging Face's Conv1D, MultiheadAttention, and LSTM, GRU and RNN layers and
+        cells; embeddings and everything else stay as they are.
+    batches : iterable
+        Calibration batches without labels: for a tensor ``model(batch)`` is called, for a tuple or list
+        ``model(*batch)``, for a mapping ``model(**batch)``. Where a mapping holds an ``attention_mask``, tokens of
+        which it is 0 count nowhere.
+    sparsity, relative_error, pattern, goals, allocation, mode, layer_solver, strict
+        What is asked, see `sisopt.network.sparsify_network`; the sparsity is over the weights of all layers included.
+    include, exclude : str, type, or several of them, optional
+        Which layers: globs of names such as "encoder.*.fc?", types such as ``torch.nn.Conv2d``. All by default, the
+        head too.
+    activations : mapping, optional
+        Glob of names -> activation, where what was found is to be overruled.
+    forward : callable, optional
+        (model, batch) -> anything, how a batch is given to the model.
+    effort, seed, n_threads
+        See `sisopt.sparsify`.
+    max_samples : int, default 10000
+        Samples that a layer is solved on, tokens or places of images: drawn from those of all batches.
+    max_memory : int
+        Bytes that one layer's data and the forward passes under way may take: data beyond it lie in a file, passes run
+        again for every layer.
+    checkpoint : path, optional
+        A folder to which every finished layer is written; the same call goes on from there, to the same bits.
+    progress : bool, optional
+        Whether to draw a progress bar; by default where there is a terminal to draw it on.
+    inplace : bool, default True
+        Whether the model itself is changed; else ``report.model`` is a sparse copy.
+
+    Returns
+    -------
+    NetworkReport
+        What was done to every layer; its ``model`` is the sparse model.
+
+    Raises
+    ------
+    InvalidInputError
+        If an argument is not what it should be, or a layer's data hold NaN.
+    UnsupportedError
+        If the model holds quantized or parametrized layers, which are named.
+    CheckpointError
+        If the checkpoint is damaged, belongs to another call, or cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If the model is in train mode; it is evaluated in eval mode.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.torch import sparsify_model
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 10)).eval()
+    >>> report = sparsify_model(model, torch.randn(4, 100, 20), sparsity=0.8)
+    >>> report.sparsity
+    0.8
+
+    References
+    ----------
+    S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
+    """
+    if not isinstance(model, nn.Module):
+        msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
+        raise InvalidInputError(msg)
+    wanted = choice(include, exclude, activations)
+    sampling = Sampling(
+        natural_number("max_samples", max_samples), natural_number("max_memory", max_memory), natural_number("seed", seed)
+    )
+    if sampling.max_samples == 0:
+        msg = "max_samples must be at least 1, got 0"
+        raise InvalidInputError(msg)
+    data = _batches(batches)
+    run = _forward if forward is None else forward
+    _check_devices(model)
+    copies = not inplace or mode == "sequential"
+    twin = copy.deepcopy(model) if copies else model
+    dense, sparse = (twin, model) if inplace else (model, twin)
+    with _evaluating(model, twin):
+        sites = trace(dense, lambda: run(dense, data[0]))
+        layers = plan_layers(dense, sites, wanted, batch_size(data[0]))
+        network = TorchNetwork(sparse, dense, data, run, layers, sampling)
+        report = sparsify_network(
+            network, sparsity=sparsity, relative_error=relative_error, pattern=pattern, goals=goals,
+            allocation=allocation, mode=mode, layer_solver=layer_solver, effort=effort, seed=seed,
+            checkpoint=checkpoint, progress=progress, strict=strict, n_threads=n_threads,
+        )  # fmt: skip
+    return replace(report, model=sparse)
+
+
+def _forward(model: nn.Module, batch: Any) -> object:
+    """Call a model with a batch as its type says."""
+    if isinstance(batch, torch.Tensor):
+        return model(batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, list | tuple):
+        return model(*batch)
+    msg = (
+        f"batches must hold tensors, tuples, lists or mappings, got {type(batch).__name__}: say how to give one to the "
+        "model with forward=lambda model, batch: ..."
+    )
+    raise InvalidInputError(msg)
+
+
+def _batches(batches: Iterable[Any]) -> list[Any]:
+    """Return the batches: all of them are gone through for every layer."""
+    try:
+        found = list(batches)
+    except TypeError:
+        msg = f"batches must be an iterable of batches, got {type(batches).__name__}"
+        raise InvalidInputError(msg) from None
+    if not found:
+        msg = "batches holds none: was it an iterator that had been used up?"
+        raise InvalidInputError(msg)
+    return found
+
+
+def _check_devices(model: nn.Module) -> None:
+    for name, tensor in model.named_parameters():
+        if tensor.device.type == "meta":
+            msg = f"model: {name} is on the meta device and has no values: load the weights first"
+            raise InvalidInputError(msg)
+
+
+@contextmanager
+def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
+    """Put the models in eval mode, every module back where it was after."""
+    if model.training:
+        msg = "model is in train mode: it is evaluated in eval mode, and put back after"
+        warnings.warn(msg, UserWarning, stacklevel=3)
+    modes = [(module, module.training) for each in {id(m): m for m in (model, twin)}.values() for module in each.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would bypass the modules inside
+    try:
+        model.eval()
+        twin.eval()
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, mode in modes:
+            module.training = mode
+
+
+__all__ = ["Forward", "sparsify_model"]

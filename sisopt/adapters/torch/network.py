@@ -1,0 +1,209 @@
+"""A torch model as `sisopt.network` sees networks: layers in order, data on demand, matrices put back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...activations import Activation
+from ...network.layers import LayerInfo
+from ...network.layers import Program as Solvable
+from .folding import Fold, can_fold, fold_of, put_offset
+from .forwards import Passes, Stop
+from .kinds.base import Floats, Program
+from .samples import Rows, as_array, bytes_of, drawn, padding_of, quotas, spilled
+from .trace import Site
+
+Forward = Callable[[nn.Module, Any], object]
+Part = tuple[Floats, Floats | None]
+
+HELD = 3  # times the largest input of a layer: what a pass that is held keeps alive, roughly
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much data a layer is given, and where it may lie."""
+
+    max_samples: int
+    max_memory: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is planned: where it stands in the model, and what it is taken for."""
+
+    site: Site
+    activation: Activation
+    info: LayerInfo
+
+
+class TorchNetwork:
+    """Layers of ``model``, which is changed; ``dense`` is a copy that stays as it is, or the model itself."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        batches: Iterable[Any],
+        forward: Forward,
+        layers: Sequence[Layer],
+        sampling: Sampling,
+    ) -> None:
+        self._model, self._dense = model, dense
+        self._batches = list(batches)
+        self._forward = forward
+        self._layers = list(layers)
+        self._sampling = sampling
+        self._modules = dict(model.named_modules())
+        self._dense_modules = dict(dense.named_modules())
+
+    @property
+    def layers(self) -> Sequence[LayerInfo]:
+        """See `Network`."""
+        return [layer.info for layer in self._layers]
+
+    def fingerprint(self) -> str:
+        """See `Network`."""
+        digest = hashlib.sha256()
+        for name, tensor in self._dense.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+        for batch in self._batches:
+            for tensor in _tensors(batch):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(_bytes(tensor))
+        sampling = self._sampling
+        digest.update(f"{sampling.max_samples} {sampling.seed}".encode())
+        for layer in self._layers:
+            digest.update(f"{layer.info.name} {layer.info.activation} {layer.site.norm}".encode())
+        return digest.hexdigest()
+
+    def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Iterator[tuple[int, list[Solvable]]]:
+        """See `Network`."""
+        with ExitStack() as stack:
+            passes = [self._passes(self._dense, self._dense_modules)]
+            if not dense:
+                passes.append(self._passes(self._model, self._modules))
+            for each in passes:
+                stack.callback(each.close)
+            for number in numbers:
+                layer = self._layers[number]
+                programs = [program for program, _ in self._programs(layer, self._dense_modules)]
+                needs = bytes_of(programs, self._sampling.max_samples)
+                with spilled(needs, self._sampling.max_memory // 2) as folder:
+                    rows = [Rows(self._sampling.max_samples, p.weight.shape[1], folder) for p in programs]
+                    goals = [Rows(self._sampling.max_samples, len(p.weight), folder) for p in programs[: len(programs) * (not dense)]]
+                    self._fill(number, layer, passes, programs, rows, goals)
+                    yield number, [
+                        Solvable(
+                            X.array, program.weight, program.bias, program.activation or layer.activation,
+                            None if dense else goals[i].array, program.label,
+                        )
+                        for i, (program, X) in enumerate(zip(programs, rows, strict=True))
+                    ]  # fmt: skip
+
+    def put(self, number: int, parts: Sequence[Part]) -> None:
+        """See `Network`."""
+        layer = self._layers[number]
+        module = self._modules[layer.site.name]
+        fold = self._fold(layer)
+        own = layer.site.kind.programs(module)
+        start = 0
+        for i, ((weight, bias), program) in enumerate(zip(parts, own, strict=True)):
+            if fold is not None:
+                assert bias is not None and layer.site.norm is not None
+                rows = slice(start, start + len(weight))
+                weight, bias, offset = fold.unfolded(weight, bias, rows, has_bias=program.bias is not None)
+                if offset is not None:
+                    put_offset(self._modules[layer.site.norm], fold, offset, rows)
+            start += len(weight)
+            layer.site.kind.assign(module, i, weight, bias)
+
+    def parts(self, number: int) -> list[Part]:
+        """See `Network`."""
+        programs = self._programs(self._layers[number], self._modules)
+        return [(program.weight, program.bias) for program, _ in programs]
+
+    def _passes(self, model: nn.Module, modules: dict[str, nn.Module]) -> Passes:
+        forwards = [self._bound(model, batch) for batch in self._batches]
+        largest = max((layer.site.input_bytes for layer in self._layers), default=0)
+        holds = 2 * HELD * largest * len(forwards) <= self._sampling.max_memory
+        return Passes(model, modules, forwards, holds)
+
+    def _bound(self, model: nn.Module, batch: Any) -> Callable[[], object]:
+        return lambda: self._forward(model, batch)
+
+    def _fold(self, layer: Layer) -> Fold | None:
+        """Return the batch normalisation that counts as part of the layer."""
+        if layer.site.norm is None:
+            return None
+        norm = self._dense_modules[layer.site.norm]
+        programs = layer.site.kind.programs(self._dense_modules[layer.site.name])
+        fold = fold_of(norm)
+        n_rows = sum(len(program.weight) for program in programs)
+        if fold is None or len(fold.scale) != n_rows or not can_fold(norm, programs[0].bias is not None):
+            return None
+        return fold
+
+    def _programs(self, layer: Layer, modules: dict[str, nn.Module]) -> list[tuple[Program, slice]]:
+        """Return a layer's programs, the batch normalisation that follows it folded in, and their rows."""
+        fold, start, found = self._fold(layer), 0, []
+        for program in layer.site.kind.programs(modules[layer.site.name]):
+            rows = slice(start, start + len(program.weight))
+            start = rows.stop
+            found.append((program if fold is None else fold.folded(program, rows), rows))
+        return found
+
+    def _fill(
+        self, number: int, layer: Layer, passes: list[Passes], programs: list[Program], rows: list[Rows], goals: list[Rows]
+    ) -> None:
+        """Draw samples from all calls of a layer: inputs of the last passes, pre-activations of the dense network's."""
+        site, every = layer.site, layer.site.n_calls > 1
+        most = quotas(self._sampling.max_samples, len(self._batches))
+        for i, batch in enumerate(self._batches):
+            padding = padding_of(batch)
+            stops = [each.reach(site.name, i, every=every) for each in passes]
+            for c, together in enumerate(zip(*stops, strict=False)):
+                rng = np.random.default_rng([self._sampling.seed, number, i, c])
+                calls = [_call(site, stop) for stop in together]
+                at = drawn(calls[-1], padding, quotas(most[i], len(stops[0]))[c], rng)
+                if not len(at):
+                    continue
+                for p, program in enumerate(programs):
+                    rows[p].append(as_array(calls[-1].inputs(p, at)))
+                    if goals:
+                        goals[p].append(_preactivations(program, calls[0].inputs(p, at)))
+
+
+def _call(site: Site, stop: Stop) -> Any:
+    return site.kind.call(stop.module, stop.args, stop.kwargs)
+
+
+def _preactivations(program: Program, inputs: torch.Tensor) -> Floats:
+    """Return X W' + b of the dense network."""
+    X = inputs.detach().to("cpu", torch.float32)
+    bias = None if program.bias is None else torch.from_numpy(program.bias)
+    return as_array(nn.functional.linear(X, torch.from_numpy(program.weight), bias))
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for key in sorted(batch):
+            yield from _tensors(batch[key])
+    elif isinstance(batch, list | tuple):
+        for each in batch:
+            yield from _tensors(each)

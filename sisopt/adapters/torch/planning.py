@@ -1,0 +1,143 @@
+"""Which layers of a model are made sparse, and what each is taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ...activations import Activation, get_activation
+from ...errors import InvalidInputError
+from ...network.layers import LayerInfo
+from .kinds.base import Program
+from .network import Layer
+from .trace import Site
+
+Selector = str | type[nn.Module]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers a caller wants: globs of names or types of modules, and activations by glob."""
+
+    include: tuple[Selector, ...]
+    exclude: tuple[Selector, ...]
+    activations: Mapping[str, str | Activation]
+
+
+def choice(
+    include: Selector | Iterable[Selector] | None,
+    exclude: Selector | Iterable[Selector] | None,
+    activations: Mapping[str, str | Activation] | None,
+) -> Choice:
+    """Return a choice of validated selectors."""
+    named = {glob: get_activation(value) for glob, value in (activations or {}).items()}
+    return Choice(_selectors("include", include), _selectors("exclude", exclude), named)
+
+
+def plan_layers(model: nn.Module, sites: Sequence[Site], wanted: Choice, n_samples: int) -> list[Layer]:
+    """Return the layers in order of execution, with the reason why one is excluded; every selector must match one.
+
+    ``n_samples`` is how many samples of the network the traced batch held.
+    """
+    modules = dict(model.named_modules())
+    _check_matches(modules, sites, wanted)
+    owners = _owners(model, {site.name for site in sites})
+    layers = []
+    for site in sites:
+        module = modules[site.name]
+        programs = site.kind.programs(module)
+        activation = next((a for glob, a in wanted.activations.items() if fnmatchcase(site.name, glob)), site.activation)
+        info = LayerInfo(
+            site.name, type(module).__name__, _shape(programs), sum(p.weight.size for p in programs),
+            _activation_name(programs, activation), _flops(site, programs, n_samples),
+            _reason(site, module, wanted, owners, programs),
+        )  # fmt: skip
+        layers.append(Layer(site, activation, info))
+    return layers
+
+
+def _reason(
+    site: Site, module: nn.Module, wanted: Choice, owners: dict[int, str], programs: list[Program]
+) -> str:
+    if not _selected(site.name, module, wanted.include):
+        return "not included"
+    if _selected(site.name, module, wanted.exclude):
+        return "excluded"
+    if site.n_calls == 0:
+        return "never reached"
+    if not any(program.weight.size for program in programs):
+        return "no weights"
+    owner = owners[id(next(iter(module.parameters())))]
+    return "" if owner == site.name else f"shares its weight with {owner}"
+
+
+def _owners(model: nn.Module, sites: set[str]) -> dict[int, str]:
+    """Return the name of the first module that holds each parameter; one that is no site comes before all sites."""
+    owners: dict[int, str] = {}
+    holders = [(name, module) for name, module in model.named_modules()]
+    inside = [(name in sites or any(name.startswith(f"{site}.") for site in sites)) for name, _ in holders]
+    for wanted in (False, True):
+        for (name, module), is_site in zip(holders, inside, strict=True):
+            if is_site == wanted:
+                for parameter in module.parameters(recurse=False):
+                    owners.setdefault(id(parameter), name)
+    return owners
+
+
+def _selected(name: str, module: nn.Module, selectors: tuple[Selector, ...]) -> bool:
+    return any(fnmatchcase(name, s) if isinstance(s, str) else isinstance(module, s) for s in selectors)
+
+
+def _selectors(argument: str, given: Selector | Iterable[Selector] | None) -> tuple[Selector, ...]:
+    if given is None:
+        return ("*",) if argument == "include" else ()
+    found = (given,) if isinstance(given, str | type) else tuple(given)
+    for each in found:
+        if not (isinstance(each, str) or (isinstance(each, type) and issubclass(each, nn.Module))):
+            msg = f"{argument} takes globs of names and types of modules, got {each!r}"
+            raise InvalidInputError(msg)
+    return found
+
+
+def _check_matches(modules: dict[str, nn.Module], sites: Sequence[Site], wanted: Choice) -> None:
+    names = [site.name for site in sites]
+    known = f"the model's layers are {', '.join(names) or 'none'}"
+    for argument, selectors in (("include", wanted.include), ("exclude", wanted.exclude)):
+        for each in selectors:
+            if each != "*" and not any(_selected(name, modules[name], (each,)) for name in names):
+                msg = f"{argument}: {each!r} matches no layer; {known}"
+                raise InvalidInputError(msg)
+    for glob in wanted.activations:
+        if not any(fnmatchcase(name, glob) for name in names):
+            msg = f"activations: {glob!r} matches no layer; {known}"
+            raise InvalidInputError(msg)
+
+
+def _shape(programs: list[Program]) -> tuple[int, ...]:
+    shapes = {program.weight.shape for program in programs}
+    if len(programs) == 1:
+        return programs[0].weight.shape
+    return (len(programs), *shapes.pop()) if len(shapes) == 1 else (sum(p.weight.size for p in programs),)
+
+
+def _activation_name(programs: list[Program], activation: Activation) -> str:
+    names = dict.fromkeys(p.activation if p.activation is not None else activation.name for p in programs)
+    return "/".join(names)
+
+
+def _flops(site: Site, programs: list[Program], n_samples: int) -> int:
+    """Return the multiply-adds of a layer for one sample of the network."""
+    weights = sum(program.weight.size for program in programs)
+    return round(weights * site.positions * site.n_calls / max(n_samples, 1))
+
+
+def batch_size(batch: Any) -> int:
+    """Return how many samples a batch holds: the first dimension of its first tensor."""
+    if hasattr(batch, "shape"):
+        return int(batch.shape[0]) if len(batch.shape) else 1
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next((batch_size(v) for v in values if hasattr(v, "shape") or isinstance(v, list | tuple | Mapping)), 1)

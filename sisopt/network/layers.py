@@ -1,0 +1,75 @@
+"""What a network is to sisopt: layers in the order of execution, each a set of programs with calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..activations import Activation
+
+Floats = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """One matrix of a layer and its calibration data: y = R(x W' + b).
+
+    ``inputs`` come from the network as it is by then, ``preactivations`` from the dense one, None where both agree. A
+    layer has several programs where its matrix falls apart, as that of a grouped convolution does.
+    """
+
+    inputs: Floats  # (n_samples, n_in)
+    weight: Floats  # (n_out, n_in), dense
+    bias: Floats | None  # (n_out,)
+    activation: str | Activation
+    preactivations: Floats | None  # (n_samples, n_out)
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer as it is planned and reported; ``excluded`` says why it stays dense, "" where it does not."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    n_weights: int
+    activation: str
+    flops: int = 0  # multiply-adds of the dense layer for one sample of the network; 0: unknown
+    excluded: str = ""
+
+
+class Network(Protocol):
+    """What `sparsify_network` asks of a network."""
+
+    @property
+    def layers(self) -> Sequence[LayerInfo]:
+        """All layers, in the order of their execution."""
+
+    def fingerprint(self) -> str:
+        """Return a digest of the dense weights and the calibration data: what results depend on."""
+
+    def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Iterator[tuple[int, list[Program]]]:
+        """Yield layers, given by number in order of execution, with their data.
+
+        What is `put` before the next layer is asked for counts in the inputs of that one; with ``dense``, inputs are
+        those of the dense network.
+        """
+
+    def put(self, number: int, parts: Sequence[tuple[Floats, Floats | None]]) -> None:
+        """Replace a layer by sparse matrices and biases, one pair for each of its programs."""
+
+    def parts(self, number: int) -> list[tuple[Floats, Floats | None]]:
+        """Return copies of a layer's matrices and biases as they are now."""
+
+
+def count_split(scores: Sequence[Floats], kept: int) -> list[int]:
+    """Return how many weights each of several matrices keeps: those among the ``kept`` largest scores, ties by order."""
+    every = np.concatenate([np.ravel(s) for s in scores])
+    edges = np.cumsum([0, *(s.size for s in scores)])
+    largest = np.argsort(-every, kind="stable")[:kept]
+    return [int(n) for n in np.histogram(largest, edges)[0]] if kept else [0] * len(scores)

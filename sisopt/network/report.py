@@ -1,0 +1,255 @@
+"""What became of a network: a line per layer, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..errors import InvalidInputError
+from .json_values import finite_or_none, json_text, json_value
+from .report_table import layer_table
+
+FORMAT, VERSION = "sisopt network report", 1
+
+_ERRORS = ("output_error", "held_out_error", "relative_error", "gap")
+_COUNTS = ("n_weights", "n_kept", "flops")
+_TEXTS = ("name", "kind", "activation", "status", "note")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    name, kind : str
+        Its name in the network, and its type.
+    shape : tuple of int
+        Shape of its weight.
+    activation : str
+        The activation that it was made sparse with.
+    n_weights, n_kept : int
+        Its weights, and those that are not zero.
+    flops : int
+        Multiply-adds of the dense layer for one sample of the network; 0 where unknown.
+    output_error, held_out_error, relative_error, gap : float or None
+        As of `SparseLayer` and its certified solution; None where not known or not finite.
+    status : str
+    seconds : float
+    note : str
+        What else there is to say.
+    included : bool
+        Whether it counts in the network's sparsity: not so a layer that was left out.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    activation: str
+    n_weights: int
+    n_kept: int
+    flops: int
+    output_error: float | None
+    held_out_error: float | None
+    relative_error: float | None
+    gap: float | None
+    status: str
+    seconds: float
+    note: str = ""
+    included: bool = True
+
+    def __post_init__(self) -> None:
+        # Values as they come back from JSON: a run that resumes reports what one without a break does.
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        for name in _ERRORS:
+            object.__setattr__(self, name, finite_or_none(getattr(self, name)))
+        for name in _COUNTS:
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "seconds", finite_or_none(self.seconds) or 0.0)
+        if not 0 <= self.n_kept <= self.n_weights:
+            msg = f"layer {self.name!r} cannot keep {self.n_kept} of {self.n_weights} weights"
+            raise InvalidInputError(msg)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return _zeros(self.n_kept, self.n_weights)
+
+    @property
+    def flops_kept(self) -> int:
+        """Multiply-adds with weights that are not zero, for one sample of the network."""
+        return (2 * self.flops * self.n_kept + self.n_weights) // (2 * self.n_weights) if self.n_weights else 0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the report as what JSON can hold."""
+        record: dict[str, Any] = json_value("layer", asdict(self))
+        return record
+
+    @classmethod
+    def from_record(cls, record: object) -> LayerReport:
+        """Return the report that `to_record` gave the record of; entries that it does not know are left out.
+
+        Raises
+        ------
+        InvalidInputError
+            If something is missing or of another type.
+        """
+        if not isinstance(record, Mapping):
+            msg = f"must be an object, got {type(record).__name__}"
+            raise InvalidInputError(msg)
+        values = {entry.name: _entry(record, entry.name) for entry in fields(cls)}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """What became of all layers of a network, in order of execution.
+
+    Totals are over the layers that are included.
+
+    Attributes
+    ----------
+    layers : tuple of LayerReport
+    options : mapping
+        What was asked for: strings, numbers, lists and mappings.
+    model : object
+        The sparse network, where an adapter gives it; no part of the JSON.
+    """
+
+    layers: tuple[LayerReport, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model: Any = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "options", json_value("options", self.options))
+
+    @property
+    def included(self) -> tuple[LayerReport, ...]:
+        """The layers that count."""
+        return tuple(layer for layer in self.layers if layer.included)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of these."""
+        return sum(layer.n_weights for layer in self.included)
+
+    @property
+    def n_kept(self) -> int:
+        """Weights that are not zero."""
+        return sum(layer.n_kept for layer in self.included)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over the layers that are included."""
+        return _zeros(self.n_kept, self.n_weights)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of the dense layers for one sample, as far as known."""
+        return sum(layer.flops for layer in self.included)
+
+    @property
+    def flops_kept(self) -> int:
+        """Multiply-adds with weights that are not zero, as far as known."""
+        return sum(layer.flops_kept for layer in self.included)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the layers took."""
+        return sum(layer.seconds for layer in self.included)
+
+    def table(self) -> str:
+        """Return a line of text per layer and one of totals; a column that no layer fills is left out."""
+        n = len(self.layers)
+        title = (
+            f"NetworkReport: {n} layer{'s' * (n != 1)}, {self.n_kept:,} of {self.n_weights:,} weights kept, "
+            f"{self.sparsity:.2%} zeros"
+        )
+        return "\n".join([title, *layer_table(self.layers, self)])
+
+    def to_json(self) -> str:
+        """Return the report as JSON text, with the sparsities and multiply-adds that follow from it."""
+        layers = [
+            layer.to_record() | {"sparsity": layer.sparsity, "flops_kept": layer.flops_kept} for layer in self.layers
+        ]
+        totals = {name: getattr(self, name) for name in (*_COUNTS, "flops_kept", "sparsity", "seconds")}
+        tree = {"format": FORMAT, "version": VERSION, "options": self.options, "totals": totals, "layers": layers}
+        return json_text(tree)
+
+    @classmethod
+    def from_json(cls, text: str) -> NetworkReport:
+        """Return the report that `to_json` wrote.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is damaged, something else, or of a version that is not known.
+        """
+        try:
+            tree = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            msg = f"a network report must be JSON text: {error}"
+            raise InvalidInputError(msg) from None
+        found = tree.get("format") if isinstance(tree, dict) else None
+        if found != FORMAT:
+            msg = f'a network report must say "format": "{FORMAT}", got {found!r}'
+            raise InvalidInputError(msg)
+        if tree.get("version") != VERSION:
+            msg = f"this sisopt reads network reports of version {VERSION}, got {tree.get('version')!r}"
+            raise InvalidInputError(msg)
+        records, options = tree.get("layers"), tree.get("options")
+        if not isinstance(records, list) or not isinstance(options, dict):
+            msg = "a network report must have a list of layers and an object of options: it is damaged"
+            raise InvalidInputError(msg)
+        return cls(tuple(_layer(number, record) for number, record in enumerate(records)), options)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        return f"<NetworkReport: {len(self.layers)} layers, sparsity {self.sparsity:.4f}>"
+
+
+def _zeros(n_kept: int, n_weights: int) -> float:
+    """Return the fraction of zeros, 0 of nothing."""
+    return 1.0 - n_kept / n_weights if n_weights else 0.0
+
+
+def _layer(number: int, record: object) -> LayerReport:
+    """Return a layer of a report; what is wrong with it comes with its number."""
+    try:
+        return LayerReport.from_record(record)
+    except InvalidInputError as error:
+        msg = f"layer {number} of the network report is damaged: {error}"
+        raise InvalidInputError(msg) from None
+
+
+def _entry(record: Mapping[str, Any], name: str) -> Any:
+    """Return an entry of a layer's record, of the type that it must have."""
+    if name not in record:
+        msg = f"{name} is missing"
+        raise InvalidInputError(msg)
+    value = record[name]
+    if name == "shape":
+        good, wanted = isinstance(value, list) and all(map(_is_count, value)), "a list of sizes"
+    elif name in _COUNTS:
+        good, wanted = _is_count(value), "a count"
+    elif name == "included":
+        good, wanted = isinstance(value, bool), "true or false"
+    elif name in _TEXTS:
+        good, wanted = isinstance(value, str), "text"
+    else:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good, wanted = good or (value is None and name in _ERRORS), "a number"
+    if not good:
+        msg = f"{name} must be {wanted}, got {value!r:.60}"
+        raise InvalidInputError(msg)
+    return value
+
+
+def _is_count(value: object) -> bool:
+    """Return whether a value is an integer of at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,178 @@
+"""One layer of a network: its goal, its solver, and the errors of what comes out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..activations import get_activation
+from ..errors import GeneralizationWarning, InfeasibleBudgetError, InvalidInputError
+from ..layer import sparsify
+from ..patterns import Pattern
+from .layers import Program, count_split
+
+Floats = npt.NDArray[Any]
+Matrix = tuple[Floats, Floats | None]  # weight and bias
+
+BLOCK = 1 << 12  # samples of an error that are looked at together
+
+
+@dataclass(frozen=True)
+class LayerGoal:
+    """What is asked of a layer: a sparsity, a pattern, both, or a relative error."""
+
+    sparsity: float | None = None
+    pattern: str | Pattern | None = None
+    relative_error: float | None = None
+
+    def __str__(self) -> str:
+        words = [] if self.pattern is None else [str(self.pattern)]
+        words += [] if self.sparsity is None else [f"{self.sparsity:.2%} zeros"]
+        words += [] if self.relative_error is None else [f"relative error {self.relative_error:g}"]
+        return ", ".join(words) or "dense"
+
+
+LayerSolver = Callable[[Floats, Floats, Floats | None, LayerGoal], Matrix]
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A layer's matrices and what is known of them; errors are those of outputs, relative to the dense layer's."""
+
+    parts: list[Matrix]
+    status: str
+    output_error: float | None = None
+    held_out_error: float | None = None
+    relative_error: float | None = None
+    gap: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Solving:
+    """How layers are solved: by `sparsify` with these options, or by another function."""
+
+    effort: str = "default"
+    seed: int = 0
+    tol: float = 1e-3
+    n_threads: int | None = None
+    strict: bool = False
+    solver: LayerSolver | None = None
+
+    def solve(self, programs: list[Program], goal: LayerGoal, kept: int | None) -> Solved:
+        """Return sparse matrices for a layer's programs; ``kept`` weights stay in all where the goal is a sparsity."""
+        goals = _split(programs, goal, kept)
+        found = [self._one(program, each) for program, each in zip(programs, goals, strict=True)]
+        return _together(programs, found)
+
+    def _one(self, program: Program, goal: LayerGoal) -> Solved:
+        W, b = program.weight, program.bias
+        if self.solver is not None:
+            W, b = self.solver(program.inputs, W, b, goal)
+            return Solved([(W, b)], "done")
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", GeneralizationWarning)
+                layer = sparsify(
+                    program.inputs, W, b, activation=program.activation, sparsity=goal.sparsity, pattern=goal.pattern,
+                    relative_error=goal.relative_error, preactivations=program.preactivations, effort=self.effort,
+                    seed=self.seed, tol=self.tol, n_threads=self.n_threads,
+                )  # fmt: skip
+        except InfeasibleBudgetError as error:
+            if self.strict or goal.relative_error is None:
+                raise
+            return self._least(program, error.least_relative_error)
+        for warning in told:
+            if not issubclass(warning.category, GeneralizationWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        note = "held-out error much above that on the calibration data" if told else ""
+        convex = layer.convex
+        return Solved(
+            [(layer.weight, layer.bias)], "done" if convex is None else convex.status.name.lower(), None,
+            layer.held_out_error, layer.relative_error, None if convex is None else convex.gap, note,
+        )  # fmt: skip
+
+    def _least(self, program: Program, least: float) -> Solved:
+        """Return the layer with the least error: dense, its values refitted to the inputs that it gets now."""
+        layer = sparsify(
+            program.inputs, program.weight, program.bias, activation=program.activation, sparsity=0.0,
+            preactivations=program.preactivations, effort="fast", seed=self.seed, n_threads=self.n_threads,
+        )  # fmt: skip
+        note = f"the least attainable relative error is {least:.4g}"
+        return Solved([(layer.weight, layer.bias)], "budget unattainable", relative_error=layer.relative_error, note=note)
+
+
+def _split(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[LayerGoal]:
+    """Return the goals of a layer's programs: weights stay where |w_ij| ||x_j|| is large, over all of them."""
+    if kept is None:
+        return [goal] * len(programs)
+    if len(programs) == 1:
+        counts = [kept]
+    else:
+        counts = count_split([np.abs(p.weight) * np.linalg.norm(p.inputs, axis=0) for p in programs], kept)
+    return [
+        LayerGoal(1.0 - count / program.weight.size, goal.pattern)
+        for program, count in zip(programs, counts, strict=True)
+    ]
+
+
+def _together(programs: list[Program], found: list[Solved]) -> Solved:
+    """Return one record of a layer's programs; errors are added as parts of one output, by its energy."""
+    energies = [_energies(program, each.parts[0]) for program, each in zip(programs, found, strict=True)]
+    difference, reference = np.sum(energies, axis=0)
+    shares = np.array([ref for _, ref in energies])
+
+    def joined(values: list[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        if len(known) < len(values):
+            return None
+        if len(known) == 1 or shares.sum() == 0.0:
+            return known[0]
+        return math.sqrt(float(np.square(known) @ shares / shares.sum()))
+
+    statuses = list(dict.fromkeys(each.status for each in found))
+    gaps = [each.gap for each in found if each.gap is not None]
+    return Solved(
+        [each.parts[0] for each in found],
+        ", ".join(statuses),
+        math.sqrt(difference / reference) if reference > 0.0 else (0.0 if difference == 0.0 else None),
+        joined([each.held_out_error for each in found]),
+        joined([each.relative_error for each in found]),
+        max(gaps) if len(gaps) == len(found) else None,
+        next((each.note for each in found if each.note), ""),
+    )
+
+
+def _energies(program: Program, part: Matrix) -> tuple[float, float]:
+    """Return ||R(Z) - Y||**2 and ||Y||**2."""
+    R, (W, b) = get_activation(program.activation), part
+    difference = reference = 0.0
+    for start in range(0, program.inputs.shape[0], BLOCK):
+        X = program.inputs[start : start + BLOCK]
+        Z = X @ W.T if b is None else X @ W.T + b
+        if program.preactivations is not None:
+            Z0 = program.preactivations[start : start + BLOCK]
+        else:
+            Z0 = X @ program.weight.T if program.bias is None else X @ program.weight.T + program.bias
+        Y = R.forward(Z0.astype(np.float64))
+        difference += float(np.sum((R.forward(Z.astype(np.float64)) - Y) ** 2))
+        reference += float(np.sum(Y**2))
+    return difference, reference
+
+
+def check_finite(name: str, programs: list[Program]) -> None:
+    """Refuse data with NaN or infinite entries, in the name of their layer."""
+    for program in programs:
+        for what, values in (("inputs", program.inputs), ("pre-activations", program.preactivations)):
+            if values is not None and not np.isfinite(values).all():
+                msg = (
+                    f"the {what} of layer {name!r} hold NaN or infinite entries: look at what the model computes on "
+                    "these batches before that layer, or leave it out with exclude="
+                )
+                raise InvalidInputError(msg)
