@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -107,13 +108,15 @@ def ordered_map(
     ``cancel`` is called when an exception (Ctrl-C, say) ends the map, before running calls are waited for.
     """
     with serial_blas():
-        if n_threads == 1:
-            yield from map(function, items)
+        rest = iter(items)
+        first = list(islice(rest, 2))
+        if n_threads == 1 or len(first) < 2:  # starting a thread costs more than a small piece of work
+            yield from map(function, chain(first, rest))
             return
         with ThreadPoolExecutor(n_threads) as pool:
             waiting: deque[Future[R]] = deque()
             try:
-                for item in items:
+                for item in chain(first, rest):
                     waiting.append(pool.submit(function, item))
                     if len(waiting) > n_threads:
                         yield waiting.popleft().result()

@@ -256,3 +256,14 @@ def test_callers_arrays_stay_as_they_are(curves, sparsity):
     for c, (s, e) in zip(curves, before, strict=True):
         np.testing.assert_array_equal(c.sparsities, s)
         np.testing.assert_array_equal(c.errors, e)
+
+
+def test_what_is_too_little_for_a_dear_weight_goes_to_cheap_ones():
+    # of equal worth: 131 units are left over by proportion, a weight of the first layer costs 1000
+    assert allocate([Curve(10, 1000.0, [], []), Curve(10_000, 1.0, [], [])], 0.725, least=0.0) == [3, 2500]
+
+
+def test_an_error_given_for_the_empty_layer_counts():
+    worse, usual = Curve(100, 1.0, [1.0], [2.0]), Curve(100, 1.0, [], [])
+    assert allocate([usual, worse], 0.5, least=0.0) == [1, 99]
+    assert allocate([usual, usual], 0.5, least=0.0) == [50, 50]

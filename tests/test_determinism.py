@@ -106,7 +106,7 @@ SPARSIFY = {
 def test_sparsify_gives_the_same_bits_whatever_the_number_of_threads(
     make_layer, wide_layer, monkeypatch, activation, dtype, goal
 ):
-    for name, size in (("model.CHUNK_ROWS", 6), ("model.PRODUCT_ROWS", 7), ("posing.SMALL", 0)):
+    for name, size in (("model.CHUNK_ROWS", 6), ("metric.ROWS", 7), ("posing.SMALL", 0)):
         monkeypatch.setattr(f"sisopt.refine.{name}", size)  # several pieces of work, float32 where that serves
     if activation == "softmax":  # whose outputs are one chunk
         layer = make_layer(activation, n=300, n_in=12, n_out=20, dtype=dtype)

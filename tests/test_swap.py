@@ -92,9 +92,9 @@ def test_the_quadratic_lies_above_the_loss(make_layer, activation, extras):
     gradient, loss = settled(model, V)
     for size in (0.01, 0.3, 3.0):
         D = size * np.linalg.norm(V) * rng.standard_normal(V.shape) / math.sqrt(V.size)
-        above = loss + np.vdot(gradient, D) + 0.5 * np.vdot(D @ model.gram, D)
+        above = loss + np.vdot(gradient, D) + 0.5 * np.vdot(D @ model.metric.gram, D)
         assert losses(layer, model, V + D) <= above * (1 + 1e-6)
-    np.testing.assert_allclose(np.diagonal(model.gram), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(np.diagonal(model.metric.gram), 1.0, rtol=1e-12)
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu"])

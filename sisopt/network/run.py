@@ -204,7 +204,9 @@ def _plan(
 ) -> Plan:
     """Return the layers' goals; those that share the overall sparsity keep their number of weights in all, exactly."""
     layers = network.layers
-    shared = [n for n, goal in enumerate(wanted) if goal is not None and goal is overall and overall.sparsity is not None]
+    shared = [
+        n for n, goal in enumerate(wanted) if goal is not None and goal is overall and overall.sparsity is not None
+    ]
     kept: list[int | None] = [None] * len(layers)
     for n, goal in enumerate(wanted):
         if goal is not None and goal.sparsity is not None:
@@ -312,7 +314,11 @@ def _own_goal(glob: str, goal: Any) -> LayerGoal | None:
 
 
 def _check(goal: LayerGoal, allocation: str, mode: str, effort: str) -> None:
-    for name, value, known in (("allocation", allocation, ALLOCATIONS), ("mode", mode, MODES), ("effort", effort, EFFORTS)):
+    for name, value, known in (
+        ("allocation", allocation, ALLOCATIONS),
+        ("mode", mode, MODES),
+        ("effort", effort, EFFORTS),
+    ):
         if value not in known:
             msg = f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}"
             raise InvalidInputError(msg)

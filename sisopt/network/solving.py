@@ -15,12 +15,14 @@ from ..activations import get_activation
 from ..errors import GeneralizationWarning, InfeasibleBudgetError, InvalidInputError
 from ..layer import sparsify
 from ..patterns import Pattern
+from ..threads import ordered_map, resolve_threads, serial_blas
 from .layers import Program, count_split
 
 Floats = npt.NDArray[Any]
 Matrix = tuple[Floats, Floats | None]  # weight and bias
 
 BLOCK = 1 << 12  # samples of an error that are looked at together
+MANY = 8  # programs of a layer that are solved side by side
 
 
 @dataclass(frozen=True)
@@ -68,44 +70,46 @@ class Solving:
     def solve(self, programs: list[Program], goal: LayerGoal, kept: int | None) -> Solved:
         """Return sparse matrices for a layer's programs; ``kept`` weights stay in all where the goal is a sparsity."""
         goals = _split(programs, goal, kept)
-        found = [self._one(program, each) for program, each in zip(programs, goals, strict=True)]
-        return _together(programs, found)
+        n_threads = resolve_threads(self.n_threads)
+        # many small programs: side by side, with a thread each
+        outer, inner = (n_threads, 1) if len(programs) >= MANY else (1, n_threads)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GeneralizationWarning)  # the report tells both errors
+            jobs = zip(programs, goals, strict=True)
+            found = list(ordered_map(lambda job: self._one(*job, inner), jobs, outer))
+        with serial_blas():
+            return _together(programs, found)
 
-    def _one(self, program: Program, goal: LayerGoal) -> Solved:
+    def _one(self, program: Program, goal: LayerGoal, n_threads: int) -> Solved:
         W, b = program.weight, program.bias
         if self.solver is not None:
             W, b = self.solver(program.inputs, W, b, goal)
             return Solved([(W, b)], "done")
         try:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", GeneralizationWarning)
-                layer = sparsify(
-                    program.inputs, W, b, activation=program.activation, sparsity=goal.sparsity, pattern=goal.pattern,
-                    relative_error=goal.relative_error, preactivations=program.preactivations, effort=self.effort,
-                    seed=self.seed, tol=self.tol, n_threads=self.n_threads,
-                )  # fmt: skip
+            layer = sparsify(
+                program.inputs, W, b, activation=program.activation, sparsity=goal.sparsity, pattern=goal.pattern,
+                relative_error=goal.relative_error, preactivations=program.preactivations, effort=self.effort,
+                seed=self.seed, tol=self.tol, n_threads=n_threads,
+            )  # fmt: skip
         except InfeasibleBudgetError as error:
             if self.strict or goal.relative_error is None:
                 raise
-            return self._least(program, error.least_relative_error)
-        for warning in told:
-            if not issubclass(warning.category, GeneralizationWarning):
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        note = "held-out error much above that on the calibration data" if told else ""
+            return self._least(program, error.least_relative_error, n_threads)
         convex = layer.convex
-        return Solved(
-            [(layer.weight, layer.bias)], "done" if convex is None else convex.status.name.lower(), None,
-            layer.held_out_error, layer.relative_error, None if convex is None else convex.gap, note,
-        )  # fmt: skip
+        status = "done" if convex is None else convex.status.name.lower()
+        gap = None if convex is None else convex.gap
+        return Solved([(layer.weight, layer.bias)], status, None, layer.held_out_error, layer.relative_error, gap)
 
-    def _least(self, program: Program, least: float) -> Solved:
+    def _least(self, program: Program, least: float, n_threads: int) -> Solved:
         """Return the layer with the least error: dense, its values refitted to the inputs that it gets now."""
         layer = sparsify(
             program.inputs, program.weight, program.bias, activation=program.activation, sparsity=0.0,
-            preactivations=program.preactivations, effort="fast", seed=self.seed, n_threads=self.n_threads,
+            preactivations=program.preactivations, effort="fast", seed=self.seed, n_threads=n_threads,
         )  # fmt: skip
         note = f"the least attainable relative error is {least:.4g}"
-        return Solved([(layer.weight, layer.bias)], "budget unattainable", relative_error=layer.relative_error, note=note)
+        return Solved(
+            [(layer.weight, layer.bias)], "budget unattainable", relative_error=layer.relative_error, note=note
+        )
 
 
 def _split(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[LayerGoal]:

@@ -61,7 +61,7 @@ def _solve(
     U, direction = start, residual
     squares = np.einsum("ij,ij->i", residual, residual)
     for _ in range(steps):
-        image = np.where(support, model.product(direction, model.gram) + delta * direction, 0.0)
+        image = np.where(support, model.metric.times(direction) + delta * direction, 0.0)
         length = _ratio(squares, np.einsum("ij,ij->i", direction, image))
         U = U + length[:, None] * direction
         residual = residual - length[:, None] * image

@@ -13,27 +13,25 @@ cannot tell stays as it was.
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import products
-from ..gram_statistics import forget_constants, gram_statistics, input_center, is_quadratic
+from ..gram_statistics import gram_statistics, input_center, is_quadratic
 from ..kernels.intervals import gradient_rows
 from ..losses import row_loss
 from ..problem import LayerProblem
 from ..targets import RowTarget
 from ..threads import ordered_map
+from .metric import DenseMetric, Metric, is_wide, metric_of
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[Any]
 
-CONSTANT = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 1e-6}  # relative spread of an input that counts as none
 TARGET_BYTES = 512 << 20  # of targets that are kept from one gradient to the next
 CHUNK_ROWS = 64  # output neurons whose gradients are made together, at most
-PRODUCT_ROWS = 128  # of a product with the Gram matrix that one thread makes
 
 
 @dataclass
@@ -47,21 +45,22 @@ class LossModel:
     dtype: np.dtype[Any]
     n_threads: int
     like: InitVar[LossModel | None] = None  # of a problem with the same inputs and sample weights
-    gram: Floats = field(init=False)  # (n_in, n_in), scaled
+    metric: Metric = field(init=False)  # of scaled inputs
     scale: Floats = field(init=False)  # s, (n_in,): 0 for an input that is constant
     dense: Floats = field(init=False)  # U0, (n_out, n_in)
-    _inverse: Array = field(init=False)  # 1 / s, 0 for an input that is constant
     is_quadratic: bool = field(init=False)  # the model is the loss itself, and its gradient costs no pass over the data
 
     def __post_init__(self, like: LossModel | None) -> None:
         problem = self.problem
-        self.is_quadratic = is_quadratic(problem)
+        self.is_quadratic = is_quadratic(problem) and not is_wide(problem)
         self._center = np.zeros(problem.n_in) if self.is_quadratic else input_center(problem)
         if like is not None and like.dtype == self.dtype and not (like.is_quadratic or self.is_quadratic):
-            self._inverse, self.gram, self.scale = like._inverse, like.gram, like.scale
-            self.decomposition = like.decomposition
+            self.metric = like.metric
+        elif self.is_quadratic:
+            self.metric = DenseMetric(gram_statistics(problem, self.n_threads)[0].gram, self.dtype, self.n_threads)
         else:
-            self._scale_inputs()
+            self.metric = metric_of(problem, self._center, self.dtype, self.n_threads)
+        self.scale, self._inverse = self.metric.reach.astype(self.dtype), self.metric.inverse
         self.dense = self.scaled(problem.masked(problem.weight))
         top = 1.0 if problem.entry_weights is None else float(problem.entry_weights.max())
         self._curvature = max(top, np.finfo(float).tiny) + problem.fidelity
@@ -70,13 +69,6 @@ class LossModel:
         self._targets: list[RowTarget | None] = [None] * len(self._chunks)
         self._keeps = 2 * self.dtype.itemsize * problem.n_samples * problem.n_out <= TARGET_BYTES
 
-    def _scale_inputs(self) -> None:
-        gram = gram_statistics(self.problem, self.n_threads)[0].gram if self.is_quadratic else self._own_gram()
-        reach = np.sqrt(np.diagonal(gram).astype(np.float64))
-        self._inverse = np.divide(1.0, reach, out=np.zeros_like(reach), where=reach > 0)
-        self.gram = (gram * self._inverse[:, None] * self._inverse).astype(self.dtype)
-        self.scale = reach.astype(self.dtype)
-
     def _cut(self) -> list[slice]:
         """Return the chunks of output neurons whose gradients are made together."""
         problem = self.problem
@@ -84,21 +76,6 @@ class LossModel:
             return [slice(0, problem.n_out)]
         size = min(CHUNK_ROWS, max(1, products.CHUNK_BYTES // (8 * problem.n_samples)))
         return [slice(i, min(i + size, problem.n_out)) for i in range(0, problem.n_out, size)]
-
-    def _own_gram(self) -> Floats:
-        problem = self.problem
-        assert problem.inputs is not None
-        center = self._center if problem.has_bias else None
-        gram = products.gram(problem.inputs, center, problem.sample_weights, self.n_threads, self.dtype.type)
-        if problem.has_bias:
-            forget_constants(gram, self._center, problem.total_weight, CONSTANT[self.dtype])
-        return gram
-
-    @cached_property
-    def decomposition(self) -> tuple[Floats, Floats]:
-        """The eigenvalues, none below 0, and the eigenvectors of the scaled Gram matrix."""
-        values, vectors = np.linalg.eigh(self.gram)
-        return np.maximum(values, 0.0), vectors
 
     def scaled(self, weight: Array) -> Floats:
         """Return scaled weights of W, (n_out, n_in)."""
@@ -114,18 +91,6 @@ class LossModel:
             statistics = gram_statistics(self.problem, self.n_threads)[0]
             return statistics.target_mean - weight @ statistics.input_mean
         return self._offset - weight @ self._center
-
-    def product(self, left: Floats, right: Floats) -> Floats:
-        """Return ``left @ right``, (n_out, n_in) times (n_in, n_in), rows over the threads."""
-        out = np.empty((left.shape[0], right.shape[1]), left.dtype)
-
-        def part(rows: slice) -> None:
-            np.matmul(left[rows], right, out=out[rows])
-
-        parts = [slice(i, i + PRODUCT_ROWS) for i in range(0, left.shape[0], PRODUCT_ROWS)]
-        for _ in ordered_map(part, parts, self.n_threads if len(parts) > 1 else 1):
-            pass
-        return out
 
     def gradient(self, scaled: Floats) -> tuple[Floats, float]:
         """Return the gradient of phi / L at scaled weights, (n_out, n_in), and phi / L there.

@@ -20,7 +20,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,6 @@ class Schedule:
 FAST = Schedule(start=0.02, growth=1.5, follow=0.3)
 DEFAULT = Schedule(start=0.01, growth=1.15, follow=0.15)
 FULL = Schedule(start=0.01, growth=1.07, follow=0.03)
-FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
 
 
 def swap(
@@ -72,7 +70,7 @@ def swap(
     rho, growth = number(schedule.start), schedule.growth
     if model.is_quadratic:
         growth = math.sqrt(growth)
-    kept, solve = None, _shifted(model, ridge + schedule.start)
+    kept, solve = None, model.metric.shifted(ridge + schedule.start, len(start))
     steps = 0
     while steps < MAX_STEPS and (kept is None or time.monotonic() < deadline):
         if steps % EVERY == 0 and steps > 0 and not model.is_quadratic:
@@ -96,26 +94,12 @@ def swap(
                 break
             kept = stays
             rho = number(rho * growth)
-            solve = _shifted(model, ridge + float(rho))
+            solve = model.metric.shifted(ridge + float(rho), len(start))
     return D, steps
-
-
-def _shifted(model: LossModel, shift: float) -> Callable[[Floats], Floats]:
-    """Return R -> R (G + shift I)^-1: by the inverse, or by its factors where the rows are few."""
-    values, vectors = model.decomposition
-    root: Floats = vectors * np.sqrt((1.0 / (values + shift)).astype(model.dtype))
-    factors: tuple[Floats, ...] = (
-        (root, root.T) if model.problem.n_in > FEW_ROWS * model.problem.n_out else (root @ root.T,)
-    )
-
-    def solve(right: Floats) -> Floats:
-        return reduce(model.product, factors, right)
-
-    return solve
 
 
 def _pull(model: LossModel, at: Floats, ridge: float) -> Floats:
     """Return B: the linear term of the quadratic above the loss that touches it at ``at``."""
     gradient, _ = model.gradient(at)
-    pull: Floats = model.product(at, model.gram) - gradient + model.dtype.type(ridge) * model.dense
+    pull: Floats = model.metric.times(at) - gradient + model.dtype.type(ridge) * model.dense
     return pull

@@ -30,7 +30,18 @@ PLAIN = {
 }
 # Elementwise functions commute with these, and dropout does nothing in eval mode.
 PASSING = {
-    *("view", "reshape", "permute", "transpose", "flatten", "contiguous", "squeeze", "unsqueeze", "movedim", "swapaxes"),
+    *(
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "flatten",
+        "contiguous",
+        "squeeze",
+        "unsqueeze",
+        "movedim",
+        "swapaxes",
+    ),
     *("t", "unflatten", "view_as", "reshape_as", "alias", "detach", "clone", "_conj"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
 }

@@ -129,7 +129,9 @@ def sparsify_model(
         raise InvalidInputError(msg)
     wanted = choice(include, exclude, activations)
     sampling = Sampling(
-        natural_number("max_samples", max_samples), natural_number("max_memory", max_memory), natural_number("seed", seed)
+        natural_number("max_samples", max_samples),
+        natural_number("max_memory", max_memory),
+        natural_number("seed", seed),
     )
     if sampling.max_samples == 0:
         msg = "max_samples must be at least 1, got 0"
@@ -193,7 +195,9 @@ def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     if model.training:
         msg = "model is in train mode: it is evaluated in eval mode, and put back after"
         warnings.warn(msg, UserWarning, stacklevel=3)
-    modes = [(module, module.training) for each in {id(m): m for m in (model, twin)}.values() for module in each.modules()]
+    modes = [
+        (module, module.training) for each in {id(m): m for m in (model, twin)}.values() for module in each.modules()
+    ]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would bypass the modules inside
     try:

@@ -15,6 +15,7 @@ from torch import nn
 from ...activations import Activation
 from ...network.layers import LayerInfo
 from ...network.layers import Program as Solvable
+from ...network.solving import MANY
 from .folding import Fold, can_fold, fold_of, put_offset
 from .forwards import Passes, Stop
 from .kinds.base import Floats, Program
@@ -24,6 +25,7 @@ from .trace import Site
 Forward = Callable[[nn.Module, Any], object]
 Part = tuple[Floats, Floats | None]
 
+LEAST_SAMPLES, PER_INPUT = 1 << 11, 64  # of a layer of MANY programs: the larger of the two, PER_INPUT an input
 HELD = 3  # times the largest input of a layer: what a pass that is held keeps alive, roughly
 
 
@@ -97,10 +99,10 @@ class TorchNetwork:
             for number in numbers:
                 layer = self._layers[number]
                 programs = [program for program, _ in self._programs(layer, self._dense_modules)]
-                needs = bytes_of(programs, self._sampling.max_samples)
-                with spilled(needs, self._sampling.max_memory // 2) as folder:
-                    rows = [Rows(self._sampling.max_samples, p.weight.shape[1], folder) for p in programs]
-                    goals = [Rows(self._sampling.max_samples, len(p.weight), folder) for p in programs[: len(programs) * (not dense)]]
+                most = self._samples(programs)
+                with spilled(bytes_of(programs, most), self._sampling.max_memory // 2) as folder:
+                    rows = [Rows(most, p.weight.shape[1], folder) for p in programs]
+                    goals = [] if dense else [Rows(most, len(p.weight), folder) for p in programs]
                     self._fill(number, layer, passes, programs, rows, goals)
                     yield number, [
                         Solvable(
@@ -162,12 +164,25 @@ class TorchNetwork:
             found.append((program if fold is None else fold.folded(program, rows), rows))
         return found
 
+    def _samples(self, programs: list[Program]) -> int:
+        """Return how many samples a layer gets: fewer where it is many small programs, such as a depthwise one."""
+        if len(programs) < MANY:
+            return self._sampling.max_samples
+        widest = max(program.weight.shape[1] for program in programs)
+        return min(self._sampling.max_samples, max(LEAST_SAMPLES, PER_INPUT * widest))
+
     def _fill(
-        self, number: int, layer: Layer, passes: list[Passes], programs: list[Program], rows: list[Rows], goals: list[Rows]
+        self,
+        number: int,
+        layer: Layer,
+        passes: list[Passes],
+        programs: list[Program],
+        rows: list[Rows],
+        goals: list[Rows],
     ) -> None:
         """Draw samples from all calls of a layer: inputs of the last passes, pre-activations of the dense network's."""
         site, every = layer.site, layer.site.n_calls > 1
-        most = quotas(self._sampling.max_samples, len(self._batches))
+        most = quotas(self._samples(programs), len(self._batches))
         for i, batch in enumerate(self._batches):
             padding = padding_of(batch)
             stops = [each.reach(site.name, i, every=every) for each in passes]

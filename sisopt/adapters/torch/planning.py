@@ -50,7 +50,9 @@ def plan_layers(model: nn.Module, sites: Sequence[Site], wanted: Choice, n_sampl
     for site in sites:
         module = modules[site.name]
         programs = site.kind.programs(module)
-        activation = next((a for glob, a in wanted.activations.items() if fnmatchcase(site.name, glob)), site.activation)
+        activation = next(
+            (a for glob, a in wanted.activations.items() if fnmatchcase(site.name, glob)), site.activation
+        )
         info = LayerInfo(
             site.name, type(module).__name__, _shape(programs), sum(p.weight.size for p in programs),
             _activation_name(programs, activation), _flops(site, programs, n_samples),
@@ -60,9 +62,7 @@ def plan_layers(model: nn.Module, sites: Sequence[Site], wanted: Choice, n_sampl
     return layers
 
 
-def _reason(
-    site: Site, module: nn.Module, wanted: Choice, owners: dict[int, str], programs: list[Program]
-) -> str:
+def _reason(site: Site, module: nn.Module, wanted: Choice, owners: dict[int, str], programs: list[Program]) -> str:
     if not _selected(site.name, module, wanted.include):
         return "not included"
     if _selected(site.name, module, wanted.exclude):

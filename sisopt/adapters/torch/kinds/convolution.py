@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,29 @@ _FUNCTIONS: dict[int, Callable[..., Any]] = {1: functional.conv1d, 2: functional
 _NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
+@dataclass(frozen=True)
+class Axis:
+    """An axis of images: at ``place`` of the output, ``tap`` of the kernel meets a coordinate of the input, or none.
+
+    The coordinate is (place * up + tap * step + offset) / down, where that is whole and in [0, size).
+    """
+
+    size: int
+    n_places: int
+    n_taps: int
+    up: int
+    step: int
+    offset: int
+    down: int = 1
+
+    def met(self, places: torch.Tensor) -> torch.Tensor:
+        """Return the coordinates that the taps meet, (len(places), n_taps); ``size`` where there is none."""
+        taps = torch.arange(self.n_taps, device=places.device) * self.step + self.offset
+        spread = places[:, None] * self.up + taps
+        source = spread.div(self.down, rounding_mode="floor")
+        return source.where((spread % self.down == 0) & (source >= 0) & (source < self.size), self.size)
+
+
 class PlaceCall:
     """A call whose positions are batch x places of the output, in that order; the drawn ones alone are gathered.
 
@@ -24,17 +48,16 @@ class PlaceCall:
     ----------
     images : tensor (n_batch, n_channels, *sizes)
         The input.
-    tables : sequence of tensors (n_places, n_taps)
-        For every axis: which coordinate of the input each tap of the kernel meets at each coordinate of the output;
-        the axis' size stands for none, a zero.
+    axes : sequence of Axis
+        Those of the places.
     n_groups : int
         Number of programs, each with its share of the channels.
     """
 
-    def __init__(self, images: torch.Tensor, tables: Sequence[torch.Tensor], n_groups: int) -> None:
-        self._images, self._tables = images, tables
+    def __init__(self, images: torch.Tensor, axes: Sequence[Axis], n_groups: int) -> None:
+        self._images, self._axes = images, axes
         self._n_channels = images.shape[1] // n_groups
-        self._shape = (len(images), *(len(table) for table in tables))
+        self._shape = (len(images), *(axis.n_places for axis in axes))
         self.n_positions = int(torch.Size(self._shape).numel())
 
     @cached_property
@@ -46,12 +69,11 @@ class PlaceCall:
     def inputs(self, program: int, at: torch.Tensor) -> torch.Tensor:
         """Return the patches of a group."""
         batch, *places = torch.unravel_index(at.to(self._images.device), self._shape)
-        n_axes = len(places)
-        index = [batch.reshape(-1, *(1,) * n_axes)]
-        for axis, (table, place) in enumerate(zip(self._tables, places, strict=True)):
-            shape = [1] * n_axes
-            shape[axis] = table.shape[1]
-            index.append(table[place].reshape(-1, *shape))  # (n, 1, .., n_taps, .., 1)
+        index = [batch.reshape(-1, *(1,) * len(places))]
+        for number, (axis, place) in enumerate(zip(self._axes, places, strict=True)):
+            shape = [1] * len(places)
+            shape[number] = axis.n_taps
+            index.append(axis.met(place).reshape(-1, *shape))  # (n, 1, .., n_taps, .., 1)
         first = program * self._n_channels
         channels = self._vectors[..., first : first + self._n_channels]
         return channels[tuple(index)].movedim(-1, 1).flatten(1)  # (n, n_channels * n_taps of all axes)
@@ -80,19 +102,18 @@ class Convolution:
         images = batched(found["input"], dims)
         padding = found.get("padding", 0)
         strides, dilations = per_axis(found.get("stride", 1), dims), per_axis(found.get("dilation", 1), dims)
-        tables = []
-        for axis, (n_taps, stride, dilation) in enumerate(
+        axes = []
+        for number, (n_taps, stride, dilation) in enumerate(
             zip(module.weight.shape[2:], strides, dilations, strict=True)
         ):
-            size, reach = images.shape[2 + axis], dilation * (n_taps - 1)
+            size, reach = images.shape[2 + number], dilation * (n_taps - 1)
             before, both = (reach // 2, reach) if padding == "same" else (0, 0)
             if not isinstance(padding, str):
-                before = per_axis(padding, dims)[axis]
+                before = per_axis(padding, dims)[number]
                 both = 2 * before
-            places = torch.arange((size + both - reach - 1) // stride + 1, device=images.device)
-            source = places[:, None] * stride - before + torch.arange(n_taps, device=images.device) * dilation
-            tables.append(source.where((source >= 0) & (source < size), size))
-        return PlaceCall(images, tables, module.groups)
+            n_places = (size + both - reach - 1) // stride + 1
+            axes.append(Axis(size, n_places, n_taps, up=stride, step=dilation, offset=-before))
+        return PlaceCall(images, axes, module.groups)
 
     def assign(self, module: Any, number: int, weight: Floats, bias: Floats | None) -> None:
         """Write the kernels and the bias of a group."""

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from .base import Call
-from .convolution import Convolution, PlaceCall, batched, per_axis
+from .convolution import Axis, Convolution, PlaceCall, batched, per_axis
 from .intercept import arguments_of
 
 _FUNCTIONS: dict[int, Callable[..., Any]] = {
@@ -37,18 +37,14 @@ class TransposedConvolution(Convolution):
             per_axis(found.get(name, default), dims)
             for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1))
         ]
-        tables = []
-        for axis, (n_taps, stride, padding, extra, dilation) in enumerate(
+        axes = []
+        for number, (n_taps, stride, padding, extra, dilation) in enumerate(
             zip(module.weight.shape[2:], *settings, strict=True)
         ):
-            size = images.shape[2 + axis]
+            size = images.shape[2 + number]
             n_places = (size - 1) * stride - 2 * padding + dilation * (n_taps - 1) + extra + 1
-            places = torch.arange(n_places, device=images.device)
-            spread = places[:, None] + padding - torch.arange(n_taps, device=images.device) * dilation
-            source = spread.div(stride, rounding_mode="floor")
-            met = (spread % stride == 0) & (source >= 0) & (source < size)
-            tables.append(source.where(met, size))
-        return PlaceCall(images, tables, module.groups)
+            axes.append(Axis(size, n_places, n_taps, up=1, step=-dilation, offset=padding, down=stride))
+        return PlaceCall(images, axes, module.groups)
 
     def _kernels(self, module: Any, group: int) -> torch.Tensor:
         """Return the kernels (n_out, n_in, *kernel) of a group, a view of the parameter (n_in, n_out, *kernel)."""

@@ -1,0 +1,155 @@
+"""The Gram metric of scaled inputs, in which refinements step: G with ones on its diagonal, and (G + shift I)^-1.
+
+Where inputs outnumber the samples by far, G has the rank of these and is never formed: it is V diag(values) V' from an
+eigendecomposition over samples, and (G + s I)^-1 = I / s + V diag(1 / (values + s) - 1 / s) V'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import products
+from ..gram_statistics import forget_constants
+from ..problem import LayerProblem
+from ..threads import ordered_map
+
+Array = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
+Solve = Callable[[Floats], Floats]
+
+CONSTANT = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 1e-6}  # relative spread of an input that counts as none
+ROWS = 128  # of a product with the Gram matrix that one thread makes
+FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
+WIDE = 2  # inputs per sample above which the Gram matrix is not worth forming
+COLUMNS = 1 << 10  # inputs that are scaled together
+
+
+class Metric:
+    """What the two have in common; ``reach`` (n_in,) is s_j, ``inverse`` is 1 / s_j, 0 for an input that is constant."""
+
+    def __init__(self, squares: Floats, dtype: np.dtype[Any], n_threads: int) -> None:
+        self.dtype, self.n_threads = dtype, n_threads
+        self.reach: Array = np.sqrt(squares.astype(np.float64))
+        self.inverse: Array = np.divide(1.0, self.reach, out=np.zeros_like(self.reach), where=self.reach > 0)
+
+    def times(self, left: Floats) -> Floats:
+        """Return U G, (n_out, n_in)."""
+        raise NotImplementedError
+
+    def shifted(self, shift: float, n_out: int) -> Solve:
+        """Return R -> R (G + shift I)^-1 for R (n_out, n_in)."""
+        raise NotImplementedError
+
+
+class DenseMetric(Metric):
+    """The Gram matrix itself."""
+
+    def __init__(self, gram: Floats, dtype: np.dtype[Any], n_threads: int) -> None:
+        super().__init__(np.diagonal(gram), dtype, n_threads)
+        self.gram: Floats = (gram * self.inverse[:, None] * self.inverse).astype(dtype)
+
+    def times(self, left: Floats) -> Floats:
+        """See `Metric`."""
+        return row_product(left, self.gram, self.n_threads)
+
+    def shifted(self, shift: float, n_out: int) -> Solve:
+        """See `Metric`: by the inverse, or by its factors where the rows are few."""
+        values, vectors = self._decomposition
+        root: Floats = vectors * np.sqrt((1.0 / (values + shift)).astype(self.dtype))
+        factors: tuple[Floats, ...] = (root, root.T) if len(values) > FEW_ROWS * n_out else (root @ root.T,)
+
+        def solve(right: Floats) -> Floats:
+            return reduce(lambda left, factor: row_product(left, factor, self.n_threads), factors, right)
+
+        return solve
+
+    @cached_property
+    def _decomposition(self) -> tuple[Floats, Floats]:
+        """The eigenvalues, none below 0, and the eigenvectors."""
+        values, vectors = np.linalg.eigh(self.gram)
+        return np.maximum(values, 0.0), vectors
+
+
+class ThinMetric(Metric):
+    """Its eigenvectors of values that are not zero."""
+
+    def __init__(self, problem: LayerProblem, center: Array, dtype: np.dtype[Any], n_threads: int) -> None:
+        X, v = problem.inputs, problem.sample_weights
+        assert X is not None
+        roots = None if v is None else np.sqrt(v)[:, None]
+        edges = range(0, problem.n_in, COLUMNS)
+
+        def scaled(start: int) -> tuple[Floats, Array]:
+            block = X[:, start : start + COLUMNS].astype(np.float64)
+            if problem.has_bias:
+                block -= center[start : start + COLUMNS]
+            if roots is not None:
+                block *= roots
+            squares = np.einsum("ij,ij->j", block, block)
+            if problem.has_bias:
+                least = problem.total_weight * (CONSTANT[dtype] * np.abs(center[start : start + COLUMNS])) ** 2
+                squares[squares <= least] = 0.0
+            reach = np.sqrt(squares)
+            block *= np.divide(1.0, reach, out=np.zeros_like(reach), where=reach > 0)
+            return block.astype(dtype), squares
+
+        blocks, squares = zip(*ordered_map(scaled, edges, n_threads), strict=True)
+        super().__init__(np.concatenate(squares), dtype, n_threads)
+        kernel = np.zeros((problem.n_samples, problem.n_samples))
+        for product in ordered_map(lambda block: block @ block.T, blocks, n_threads):
+            kernel += product
+        values, basis = np.linalg.eigh(kernel.astype(dtype))
+        real = values > np.finfo(dtype).eps * len(values) * values[-1]
+        self._values: Floats = values[real]
+        basis = basis[:, real] / np.sqrt(self._values)
+        self._vectors: Floats = np.concatenate(list(ordered_map(lambda block: block.T @ basis, blocks, n_threads)))
+
+    def times(self, left: Floats) -> Floats:
+        """See `Metric`."""
+        return self._between(left, self._values)
+
+    def shifted(self, shift: float, n_out: int) -> Solve:
+        """See `Metric`."""
+        inner = (1.0 / (self._values + shift) - 1.0 / shift).astype(self.dtype)
+        outer = self.dtype.type(1.0 / shift)
+        return lambda right: outer * right + self._between(right, inner)
+
+    def _between(self, left: Floats, values: Floats) -> Floats:
+        """Return U V diag(values) V'."""
+        seen = row_product(left, self._vectors, self.n_threads)
+        return row_product(seen * values, self._vectors.T, self.n_threads)
+
+
+def metric_of(problem: LayerProblem, center: Array, dtype: np.dtype[Any], n_threads: int) -> Metric:
+    """Return the metric of a problem's inputs, in products of ``dtype``."""
+    assert problem.inputs is not None
+    if is_wide(problem):
+        return ThinMetric(problem, center, dtype, n_threads)
+    about = center if problem.has_bias else None
+    gram = products.gram(problem.inputs, about, problem.sample_weights, n_threads, dtype.type)
+    if problem.has_bias:
+        forget_constants(gram, center, problem.total_weight, CONSTANT[dtype])
+    return DenseMetric(gram, dtype, n_threads)
+
+
+def is_wide(problem: LayerProblem) -> bool:
+    """Return whether a Gram matrix of the inputs would be much larger than the inputs."""
+    return problem.n_in > WIDE * problem.n_samples
+
+
+def row_product(left: Floats, right: Floats, n_threads: int) -> Floats:
+    """Return ``left @ right``, rows over the threads."""
+    out = np.empty((left.shape[0], right.shape[1]), left.dtype)
+
+    def part(rows: slice) -> None:
+        np.matmul(left[rows], right, out=out[rows])
+
+    parts = [slice(i, i + ROWS) for i in range(0, left.shape[0], ROWS)]
+    for _ in ordered_map(part, parts, n_threads):
+        pass
+    return out
