@@ -263,6 +263,13 @@ def test_what_is_too_little_for_a_dear_weight_goes_to_cheap_ones():
     assert allocate([Curve(10, 1000.0, [], []), Curve(10_000, 1.0, [], [])], 0.725, least=0.0) == [3, 2500]
 
 
+def test_fractions_mean_what_they_say():
+    # 0.07 * 100 is a little more than 7 in floats, (1 - 0.9) * 2000 a little less than 200
+    free, needed = Curve(100, 1.0, [1.0], [0.0]), Curve(100, 1.0, [], [])
+    assert allocate([free, needed], 0.9, least=0.07) == [7, 13]
+    assert allocate([Curve(1000, 2.0, [], [])], 0.9) == [100]
+
+
 def test_an_error_given_for_the_empty_layer_counts():
     worse, usual = Curve(100, 1.0, [1.0], [2.0]), Curve(100, 1.0, [], [])
     assert allocate([usual, worse], 0.5, least=0.0) == [1, 99]

@@ -132,7 +132,7 @@ def _open_budget(curves: Sequence[Curve], sparsity: float, fixed: Sequence[int |
     if all(cost == 1 for cost in costs):
         budget = Fraction(round((1.0 - sparsity) * int(total)))
     else:
-        budget = (1 - Fraction(str(float(sparsity)))) * total  # 0.9 means nine tenths, not the float next to it
+        budget = (1 - _decimal(sparsity)) * total
     low = high = Fraction(0)
     for cost, curve, count in zip(costs, curves, fixed, strict=True):
         low += cost * (count or 0)
@@ -146,10 +146,15 @@ def _open_budget(curves: Sequence[Curve], sparsity: float, fixed: Sequence[int |
     return budget - low
 
 
+def _decimal(value: float) -> Fraction:
+    """Return what a number says in decimals: 0.9 means nine tenths, not the float next to it."""
+    return Fraction(str(float(value)))
+
+
 def _steps(number: int, curve: Curve, least: float) -> list[_Step]:
     """Return a layer's weights in the order in which they are kept: one, its least share, then along the hull."""
     n = curve.n_weights
-    at = min(n, max(1, math.ceil(least * n - 1e-9)))  # 0.01 * 300 is a little more than 3
+    at = min(n, max(1, math.ceil(_decimal(least) * n)))
     steps = [_Step(0, 0.0, number, 1)]
     if at > 1:
         steps.append(_Step(1, 0.0, number, at - 1))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,7 +46,7 @@ class Checkpoint:
         it holds stays as it is.
     """
 
-    def __init__(self, directory: str | Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, directory: str | PathLike[str], fingerprint: Mapping[str, Any]) -> None:
         _safetensors()
         self.directory = Path(directory)
         wanted: dict[str, Any] = json_value("fingerprint", fingerprint)

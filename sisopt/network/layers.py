@@ -68,7 +68,7 @@ class Network(Protocol):
 
 
 def count_split(scores: Sequence[Floats], kept: int) -> list[int]:
-    """Return how many weights each of several matrices keeps: those among the ``kept`` largest scores, ties by order."""
+    """Return how many weights each of several matrices keeps: those of the ``kept`` largest scores, ties by order."""
     every = np.concatenate([np.ravel(s) for s in scores])
     edges = np.cumsum([0, *(s.size for s in scores)])
     largest = np.argsort(-every, kind="stable")[:kept]

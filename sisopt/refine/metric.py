@@ -30,7 +30,7 @@ COLUMNS = 1 << 10  # inputs that are scaled together
 
 
 class Metric:
-    """What the two have in common; ``reach`` (n_in,) is s_j, ``inverse`` is 1 / s_j, 0 for an input that is constant."""
+    """What the two have in common; ``reach`` (n_in,) is s_j, ``inverse`` 1 / s_j, 0 for an input that is constant."""
 
     def __init__(self, squares: Floats, dtype: np.dtype[Any], n_threads: int) -> None:
         self.dtype, self.n_threads = dtype, n_threads

@@ -69,7 +69,7 @@ def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
     return _clamp(min_val, max_val)
 
 
-def _clamp(min: Any = None, max: Any = None) -> Activation | None:  # noqa: A002, torch's names
+def _clamp(min: Any = None, max: Any = None) -> Activation | None:
     bounds = (None if min is None else float(min), None if max is None else float(max))
     known = {(0.0, None): "relu", (0.0, 6.0): "relu6", (-1.0, 1.0): "hard_tanh"}
     return get_activation(known[bounds]) if bounds in known else None

@@ -15,6 +15,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
 Forward = Callable[[], object]
+ForwardOfBatch = Callable[[nn.Module, Any], object]  # how a batch is given to a model
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Stop:
     kwargs: dict[str, Any]
 
 
-class _Reached(Exception):  # noqa: N818, it is no error
+class _Reached(Exception):
     """Unwinds a replayed pass from the layer that it was to reach."""
 
 

@@ -18,7 +18,7 @@ from ...errors import InvalidInputError
 from ...network import LayerSolver, NetworkReport, sparsify_network
 from ...patterns import Pattern
 from ...validation import natural_number
-from .network import Forward, Sampling, TorchNetwork
+from .network import Sampling, TorchNetwork
 from .planning import Selector, batch_size, choice, plan_layers
 from .trace import trace
 
@@ -208,6 +208,3 @@ def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes:
             module.training = mode
-
-
-__all__ = ["Forward", "sparsify_model"]

@@ -17,12 +17,11 @@ from ...network.layers import LayerInfo
 from ...network.layers import Program as Solvable
 from ...network.solving import MANY
 from .folding import Fold, can_fold, fold_of, put_offset
-from .forwards import Passes, Stop
+from .forwards import ForwardOfBatch, Passes, Stop
 from .kinds.base import Floats, Program
 from .samples import Rows, as_array, bytes_of, drawn, padding_of, quotas, spilled
 from .trace import Site
 
-Forward = Callable[[nn.Module, Any], object]
 Part = tuple[Floats, Floats | None]
 
 LEAST_SAMPLES, PER_INPUT = 1 << 11, 64  # of a layer of MANY programs: the larger of the two, PER_INPUT an input
@@ -55,7 +54,7 @@ class TorchNetwork:
         model: nn.Module,
         dense: nn.Module,
         batches: Iterable[Any],
-        forward: Forward,
+        forward: ForwardOfBatch,
         layers: Sequence[Layer],
         sampling: Sampling,
     ) -> None:
@@ -169,7 +168,7 @@ class TorchNetwork:
         if len(programs) < MANY:
             return self._sampling.max_samples
         widest = max(program.weight.shape[1] for program in programs)
-        return min(self._sampling.max_samples, max(LEAST_SAMPLES, PER_INPUT * widest))
+        return min(self._sampling.max_samples, max(LEAST_SAMPLES, PER_INPUT * int(widest)))
 
     def _fill(
         self,

@@ -25,7 +25,7 @@ class Choice:
 
     include: tuple[Selector, ...]
     exclude: tuple[Selector, ...]
-    activations: Mapping[str, str | Activation]
+    activations: Mapping[str, Activation]
 
 
 def choice(

@@ -1,0 +1,146 @@
+"""What is asked of each layer of a network: its goal, and how many weights it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..goals import ErrorBudget, Sparsity
+from ..patterns import Pattern, get_pattern
+from ..refine.pipeline import EFFORTS
+from .allocation import allocate
+from .checkpoint import Checkpoint
+from .curves import error_curves
+from .layers import LayerInfo, Network
+from .solving import LayerGoal, Solving
+
+ALLOCATIONS = ("uniform", "error", "flops")
+MODES = ("sequential", "parallel")
+
+Goals = Mapping[str, Any]  # glob of names -> a goal, see `sparsify_network`
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every layer: its goal, and the weights it keeps where that is a number."""
+
+    goals: tuple[LayerGoal | None, ...]  # None: the layer stays dense
+    kept: tuple[int | None, ...]
+
+
+def plan_network(
+    network: Network,
+    wanted: list[LayerGoal | None],
+    overall: LayerGoal,
+    allocation: str,
+    solving: Solving,
+    store: Checkpoint | None,
+    progress: bool | None,
+) -> Plan:
+    """Return the layers' goals; those that share the overall sparsity keep their number of weights in all, exactly."""
+    layers = network.layers
+    kept = [
+        None if goal is None or goal.sparsity is None else round((1.0 - goal.sparsity) * layer.n_weights)
+        for goal, layer in zip(wanted, layers, strict=True)
+    ]
+    shared = [n for n, goal in enumerate(wanted) if goal is overall and goal.sparsity is not None]
+    if shared:
+        assert overall.sparsity is not None
+        if allocation == "uniform":
+            exact = [(1.0 - overall.sparsity) * layers[n].n_weights for n in shared]
+            counts = _rounded(exact, round((1.0 - overall.sparsity) * sum(layers[n].n_weights for n in shared)))
+        else:
+            curves = error_curves(network, shared, allocation == "flops", solving, store, progress)
+            counts = allocate(curves, overall.sparsity)
+        for n, count in zip(shared, counts, strict=True):
+            kept[n] = count
+    return Plan(tuple(wanted), tuple(kept))
+
+
+def _rounded(exact: list[float], total: int) -> list[int]:
+    """Return whole numbers near ``exact`` that sum to ``total``, the largest remainders rounded up."""
+    counts = [int(value) for value in exact]
+    order = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def goals_of(layers: Sequence[LayerInfo], overall: LayerGoal, goals: Goals) -> list[LayerGoal | None]:
+    """Return every layer's goal, None for one that stays dense; each glob must match a layer."""
+    for glob in goals:
+        if not any(fnmatchcase(layer.name, glob) for layer in layers):
+            msg = f"goals: {glob!r} matches no layer; there are {', '.join(layer.name for layer in layers)}"
+            raise InvalidInputError(msg)
+    return [_goal_of(layer, overall, goals) for layer in layers]
+
+
+def _goal_of(layer: LayerInfo, overall: LayerGoal, goals: Goals) -> LayerGoal | None:
+    """Return a layer's goal: its own, the network's, or none."""
+    if layer.excluded:
+        return None
+    for glob, goal in goals.items():
+        if fnmatchcase(layer.name, glob):
+            return _own_goal(glob, goal)
+    return None if overall == LayerGoal() else overall
+
+
+def _own_goal(glob: str, goal: Any) -> LayerGoal | None:
+    if goal is None:
+        return None
+    if isinstance(goal, str | Pattern):
+        found = LayerGoal(pattern=goal)
+    elif isinstance(goal, Mapping) and set(goal) <= {"sparsity", "pattern", "relative_error"}:
+        found = LayerGoal(**goal)
+    elif isinstance(goal, int | float):
+        found = LayerGoal(sparsity=float(goal))
+    else:
+        msg = (
+            f"goals[{glob!r}] must be a sparsity, a pattern, None, or a mapping with sparsity, pattern and "
+            f"relative_error, got {goal!r}"
+        )
+        raise InvalidInputError(msg)
+    _check_goal(f"goals[{glob!r}]", found)
+    return found
+
+
+def check_request(goal: LayerGoal, allocation: str, mode: str, effort: str) -> None:
+    """Refuse words that are not known, and goals that contradict one another."""
+    words = (("allocation", allocation, ALLOCATIONS), ("mode", mode, MODES), ("effort", effort, EFFORTS))
+    for name, value, known in words:
+        if value not in known:
+            msg = f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}"
+            raise InvalidInputError(msg)
+    if goal != LayerGoal():
+        _check_goal("the network's goal", goal)
+    if allocation != "uniform" and goal.sparsity is None:
+        msg = f"allocation={allocation!r} distributes a sparsity: give sparsity="
+        raise InvalidInputError(msg)
+
+
+def _check_goal(name: str, goal: LayerGoal) -> None:
+    if goal.sparsity is not None:
+        Sparsity(goal.sparsity)
+    if goal.relative_error is not None:
+        ErrorBudget(relative_error=goal.relative_error)
+    if goal.sparsity is not None and goal.relative_error is not None:
+        msg = f"{name} takes one of sparsity and relative_error, got both"
+        raise InvalidInputError(msg)
+    if goal.relative_error is None:
+        pattern = get_pattern(goal.pattern, goal.sparsity)
+        if goal.sparsity is None and pattern.needs_sparsity:
+            msg = f"{name} needs a sparsity, a relative_error, or a pattern such as '2:4' that is one"
+            raise InvalidInputError(msg)
+    elif goal.pattern is not None:
+        msg = f"{name}: pattern={str(goal.pattern)!r} goes with a sparsity, not with relative_error"
+        raise InvalidInputError(msg)
+
+
+def plain_goal(goal: Any) -> Any:
+    """Return a goal as JSON has it."""
+    if isinstance(goal, Mapping):
+        return {key: plain_goal(value) for key, value in goal.items()}
+    return goal if goal is None or isinstance(goal, int | float | str) else str(goal)
