@@ -139,6 +139,8 @@ def test_padding_of_tokens():
     assert torch.equal(tokens.reshape(-1, 4)[real], tokens[padding])
     assert kind.call(linear, (randn(6, 4),), {}).kept(padding) is None
     assert kind.call(linear, (randn(2, 5, 4),), {}).kept(padding) is None
+    assert kind.call(linear, (randn(2, 3, 7, 4),), {}).kept(padding) is None  # 3 heads, not 3 tokens
+    assert kind.call(nn.Linear(3, 2), (randn(2, 3),), {}).kept(padding) is None
     image = nn.Conv1d(2, 2, 1)
     assert kind_of(image).call(image, (randn(2, 2, 3),), {}).kept(padding) is None
 
@@ -226,6 +228,18 @@ class Biased(nn.Linear):
         return functional.linear(x, self.weight, self.bias + 1)
 
 
+class Twice(nn.Linear):
+    def forward(self, x):
+        functional.linear(x, self.weight, self.bias)
+        return functional.linear(2 * x, self.weight, self.bias)
+
+
+class Aside(nn.Linear):
+    def forward(self, x):
+        self.aside = functional.linear(x, self.weight, self.bias)
+        return x
+
+
 class Careful(nn.Linear):
     """Casts its weight, which changes nothing here."""
 
@@ -238,7 +252,7 @@ def test_classes_of_somebody_elses_that_compute_the_same():
     check_affine(Careful(4, 3), randn(2, 4))
 
 
-@pytest.mark.parametrize("made", [Adapted, Scaled, Unused, Biased])
+@pytest.mark.parametrize("made", [Adapted, Scaled, Unused, Biased, Twice, Aside])
 def test_classes_of_somebody_elses_that_compute_something_else_are_refused(made):
     module = made(4, 4)
     with pytest.raises(UnsupportedError, match=f"{made.__name__}.forward must return linear"):
@@ -532,6 +546,13 @@ def test_the_second_bias_of_a_gate_stays_and_the_unchanged_entries_of_the_first(
     assert (module.bias_ih != before["bias_ih"]).nonzero().flatten().tolist() == [6]
 
 
+def test_biases_whose_sum_is_rounded_round_trip():
+    module = nn.GRU(3, 4)
+    module.bias_hh_l0 *= 1e4
+    assert not torch.equal(module.bias_ih_l0 + module.bias_hh_l0 - module.bias_hh_l0, module.bias_ih_l0)
+    check_programs(module)
+
+
 # Dtypes, random numbers, gradients
 
 
@@ -645,7 +666,7 @@ REFUSED = [
     (lambda: prune.identity(nn.GRU(3, 3), "weight_hh_l0"), r"GRU has.*prune.remove\(module, 'weight_hh_l0'\)"),
     (lambda: attention_with(lambda m: prune.identity(m.out_proj, "weight")), "pruning mask on its weight"),
     (lambda: attention_with(lambda m: prune.identity(m, "in_proj_weight")), "MultiheadAttention has a pruning mask"),
-    (lambda: nn.LazyConv2d(3, 3), "LazyConv2d has no weights yet: run the model once"),
+    (lambda: nn.LazyConv2d(3, 3), "LazyConv2d is lazy and was not called yet: run the model once"),
     (lambda: nn.Linear(3, 3, device="meta"), "Linear has its weight on the meta device"),
     (integers, r"Linear has a weight of dtype torch.int8"),
 ]
@@ -661,5 +682,8 @@ def test_weights_that_are_not_plain_parameters_are_refused(made, message):
 
 def test_lazy_modules_have_a_kind_once_they_have_weights():
     module = nn.LazyLinear(3)
+    module.load_state_dict(nn.Linear(4, 3).state_dict())  # of which it takes the weights, but not yet the sizes
+    with pytest.raises(UnsupportedError, match="LazyLinear is lazy"):
+        kind_of(module)
     module(randn(2, 4))
     assert kind_of(module) is kind_of(nn.Linear(2, 2))

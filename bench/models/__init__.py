@@ -29,6 +29,7 @@ class Subject:
     levels: tuple[float | str, ...]  # sparsities, or patterns like "2:4"
     include: tuple[str, ...] = ("*",)  # globs of the names of layers
     exclude: tuple[str, ...] = ()
+    higher_is_better: bool = True  # of the primary metric
     reference: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ class Attention:
         """Return the call, from what the module hands to the function that attends."""
         function = functional.multi_head_attention_forward
         # The fast path of inference is not taken while calls are intercepted.
-        with torch.no_grad(), Interception(function, lambda query, *_, **__: (query, None)) as seen:
+        with Interception(function, lambda query, *_, **__: (query, None)) as seen:
             module.forward(*args, **kwargs)
         if type(module).forward is not nn.MultiheadAttention.forward or len(seen.calls) != 1:
             msg = f"{type(module).__name__} has a forward of its own, not that of MultiheadAttention: exclude it"

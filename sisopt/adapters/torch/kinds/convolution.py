@@ -59,6 +59,7 @@ class PlaceCall:
         self._n_channels = images.shape[1] // n_groups
         self._shape = (len(images), *(axis.n_places for axis in axes))
         self.n_positions = int(torch.Size(self._shape).numel())
+        self._drawn: tuple[torch.Tensor, torch.Tensor] | None = None  # the last positions, and what was gathered there
 
     @cached_property
     def _vectors(self) -> torch.Tensor:
@@ -67,16 +68,22 @@ class PlaceCall:
         return functional.pad(self._images, (0, 1) * dims).movedim(1, -1).contiguous()
 
     def inputs(self, program: int, at: torch.Tensor) -> torch.Tensor:
-        """Return the patches of a group."""
+        """Return the patches of a group; those of all groups are gathered when the first is asked for."""
+        if self._drawn is None or self._drawn[0] is not at:
+            self._drawn = at, self._patches(at)
+        first = program * self._n_channels
+        patches = self._drawn[1][..., first : first + self._n_channels]
+        return patches.movedim(-1, 1).flatten(1)  # (n, n_channels * n_taps of all axes)
+
+    def _patches(self, at: torch.Tensor) -> torch.Tensor:
+        """Gather (len(at), *n_taps, n_channels of all groups)."""
         batch, *places = torch.unravel_index(at.to(self._images.device), self._shape)
         index = [batch.reshape(-1, *(1,) * len(places))]
         for number, (axis, place) in enumerate(zip(self._axes, places, strict=True)):
             shape = [1] * len(places)
             shape[number] = axis.n_taps
             index.append(axis.met(place).reshape(-1, *shape))  # (n, 1, .., n_taps, .., 1)
-        first = program * self._n_channels
-        channels = self._vectors[..., first : first + self._n_channels]
-        return channels[tuple(index)].movedim(-1, 1).flatten(1)  # (n, n_channels * n_taps of all axes)
+        return self._vectors[tuple(index)]
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
         """Return None: places are no tokens."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch.overrides import TorchFunctionMode
 
 from ....errors import UnsupportedError
@@ -43,7 +42,7 @@ def arguments_of(
     """
     result = object()
     forward: Callable[..., Any] = module.forward
-    with torch.no_grad(), Interception(function, lambda *_, **__: result) as seen:
+    with Interception(function, lambda *_, **__: result) as seen:
         try:
             returned = forward(*args, **kwargs)
         except Exception as error:

@@ -28,8 +28,8 @@ def refuse_quantized(module: nn.Module) -> None:
 
 def refuse_weights(module: Any) -> None:
     """Raise UnsupportedError where a module's weights are computed from others, not there yet or not floating."""
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
-        raise _refusal(module, "has no weights yet", "run the model once on a batch first")
+    if isinstance(module, LazyModuleMixin):  # after its first call it is one no more
+        raise _refusal(module, "is lazy and was not called yet", "run the model once on a batch first")
     if parametrize.is_parametrized(module):
         names = list(module.parametrizations)
         todo = "; ".join(f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r})" for name in names)
