@@ -26,15 +26,19 @@ CONSTANT = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 1e-6}  # relative
 ROWS = 128  # of a product with the Gram matrix that one thread makes
 FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
 WIDE = 2  # inputs per sample above which the Gram matrix is not worth forming
+FLOOR = 2e-2  # of the mean square of what inputs add to outputs
 COLUMNS = 1 << 10  # inputs that are scaled together
 
 
 class Metric:
-    """What the two have in common; ``reach`` (n_in,) is s_j, ``inverse`` 1 / s_j, 0 for an input that is constant."""
+    """What the two have in common; ``reach`` (n_in,) is s_j, ``inverse`` 1 / s_j, 0 for an input that is constant.
 
-    def __init__(self, squares: Floats, dtype: np.dtype[Any], n_threads: int) -> None:
+    ``squares`` (n_in,) are those of the inputs' norms, ``dense`` (n_in,) the mean squares of their dense weights.
+    """
+
+    def __init__(self, squares: Floats, dense: Array, dtype: np.dtype[Any], n_threads: int) -> None:
         self.dtype, self.n_threads = dtype, n_threads
-        self.reach: Array = np.sqrt(squares.astype(np.float64))
+        self.reach: Array = np.sqrt(_widened(squares.astype(np.float64), dense))
         self.inverse: Array = np.divide(1.0, self.reach, out=np.zeros_like(self.reach), where=self.reach > 0)
 
     def times(self, left: Floats) -> Floats:
@@ -49,8 +53,8 @@ class Metric:
 class DenseMetric(Metric):
     """The Gram matrix itself."""
 
-    def __init__(self, gram: Floats, dtype: np.dtype[Any], n_threads: int) -> None:
-        super().__init__(np.diagonal(gram), dtype, n_threads)
+    def __init__(self, gram: Floats, dense: Array, dtype: np.dtype[Any], n_threads: int) -> None:
+        super().__init__(np.diagonal(gram), dense, dtype, n_threads)
         self.gram: Floats = (gram * self.inverse[:, None] * self.inverse).astype(dtype)
 
     def times(self, left: Floats) -> Floats:
@@ -94,12 +98,12 @@ class ThinMetric(Metric):
             if problem.has_bias:
                 least = problem.total_weight * (CONSTANT[dtype] * np.abs(center[start : start + COLUMNS])) ** 2
                 squares[squares <= least] = 0.0
-            reach = np.sqrt(squares)
-            block *= np.divide(1.0, reach, out=np.zeros_like(reach), where=reach > 0)
             return block.astype(dtype), squares
 
         blocks, squares = zip(*ordered_map(scaled, edges, n_threads), strict=True)
-        super().__init__(np.concatenate(squares), dtype, n_threads)
+        super().__init__(np.concatenate(squares), mean_squares(problem), dtype, n_threads)
+        for start, block in zip(edges, blocks, strict=True):
+            block *= self.inverse[start : start + COLUMNS].astype(dtype)
         kernel = np.zeros((problem.n_samples, problem.n_samples))
         for product in ordered_map(lambda block: block @ block.T, blocks, n_threads):
             kernel += product
@@ -134,7 +138,28 @@ def metric_of(problem: LayerProblem, center: Array, dtype: np.dtype[Any], n_thre
     gram = products.gram(problem.inputs, about, problem.sample_weights, n_threads, dtype.type)
     if problem.has_bias:
         forget_constants(gram, center, problem.total_weight, CONSTANT[dtype])
-    return DenseMetric(gram, dtype, n_threads)
+    return DenseMetric(gram, mean_squares(problem), dtype, n_threads)
+
+
+def mean_squares(problem: LayerProblem) -> Array:
+    """Return the mean squares of the dense weights of every input, (n_in,)."""
+    W = problem.masked(problem.weight)
+    squares: Array = np.einsum("ij,ij->j", W, W, dtype=np.float64) / len(W)
+    return squares
+
+
+def _widened(squares: Array, dense: Array) -> Array:
+    """Return the squares of reaches, those of rare inputs raised to what their dense weights make of them.
+
+    An input that hardly moves on these samples may move elsewhere, and nothing else would keep its weights from what
+    fits a sample or two: so all reach at least as far as a share of the mean, in outputs, where scale does not matter.
+    """
+    reached = squares * dense
+    real = reached > 0
+    if not real.any():
+        return squares
+    least = FLOOR * reached[real].mean()
+    return np.where(real, squares + np.divide(least, dense, out=np.zeros_like(dense), where=real), squares)
 
 
 def is_wide(problem: LayerProblem) -> bool:

@@ -25,7 +25,7 @@ from ..losses import row_loss
 from ..problem import LayerProblem
 from ..targets import RowTarget
 from ..threads import ordered_map
-from .metric import DenseMetric, Metric, is_wide, metric_of
+from .metric import DenseMetric, Metric, is_wide, mean_squares, metric_of
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[Any]
@@ -57,7 +57,8 @@ class LossModel:
         if like is not None and like.dtype == self.dtype and not (like.is_quadratic or self.is_quadratic):
             self.metric = like.metric
         elif self.is_quadratic:
-            self.metric = DenseMetric(gram_statistics(problem, self.n_threads)[0].gram, self.dtype, self.n_threads)
+            gram = gram_statistics(problem, self.n_threads)[0].gram
+            self.metric = DenseMetric(gram, mean_squares(problem), self.dtype, self.n_threads)
         else:
             self.metric = metric_of(problem, self._center, self.dtype, self.n_threads)
         self.scale, self._inverse = self.metric.reach.astype(self.dtype), self.metric.inverse
