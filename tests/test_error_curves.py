@@ -1,0 +1,65 @@
+"""Errors by sparsity, as an allocation of zeros gets them."""
+
+import numpy as np
+import pytest
+
+from sisopt.network import LayerInfo, Program
+from sisopt.network.curves import FINE, LEVELS, _between, error_curves
+from sisopt.network.solving import Solving
+
+
+def powers(a, b):
+    """Errors whose logarithm is straight over that of the odds of a zero."""
+    return lambda s: np.minimum(a * (s / (1.0 - s)) ** b, 1.0)
+
+
+@pytest.mark.parametrize("a, b", [(0.02, 0.7), (1e-3, 1.5), (1e-6, 2.5)])
+def test_straight_lines_of_logarithms_are_met_everywhere(a, b):
+    error = powers(a, b)
+    np.testing.assert_allclose(_between(error(np.asarray(LEVELS))), error(FINE), rtol=1e-9)
+
+
+def test_curves_rise_and_stay_below_one_whatever_the_noise():
+    noisy = np.array([0.2, 0.1, 0.0, 0.4, 0.3, 1.0, 1.0])
+    curve = _between(noisy)
+    assert np.all(np.diff(curve) >= 0)
+    assert 0 < curve[0] and curve[-1] <= 1
+    assert np.all(_between(np.zeros(len(LEVELS))) < 1e-9)
+
+
+class Toy:
+    """Two linear layers: the outputs of one hang on few weights, those of the other on all."""
+
+    def __init__(self, n_samples=300):
+        rng = np.random.default_rng(0)
+        few = np.zeros((8, 12))
+        few[np.arange(8), np.arange(8)] = 1.0
+        self.weights = [few + 1e-3 * rng.normal(size=few.shape), rng.normal(size=few.shape)]
+        self.inputs = rng.normal(size=(n_samples, 12))
+        self.layers = [LayerInfo(f"layer{i}", "Linear", (8, 12), 96, "identity", flops=96 * (i + 1)) for i in (0, 1)]
+        self.visits = []
+
+    def visit(self, numbers, *, dense=False):
+        self.visits.append((tuple(numbers), dense))
+        for number in numbers:
+            yield number, [Program(self.inputs, self.weights[number], None, "identity", None)]
+
+
+def test_a_layer_that_hangs_on_few_weights_has_the_lower_curve():
+    toy = Toy()
+    easy, hard = error_curves(toy, [0, 1], False, Solving("fast"), None, False)
+    assert toy.visits == [((0, 1), True)]  # the dense network's inputs
+    middle = (FINE > 0.2) & (FINE < 0.9)
+    assert np.all(easy.errors[middle] < 0.1 * hard.errors[middle])
+    assert easy.cost_per_weight == hard.cost_per_weight == 1.0
+
+
+def test_flops_are_the_cost_of_a_weight():
+    costs = [curve.cost_per_weight for curve in error_curves(Toy(), [0, 1], True, Solving("fast"), None, False)]
+    assert costs == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 3])
+def test_few_samples_or_none_give_a_curve(n_samples):
+    curves = error_curves(Toy(n_samples), [0, 1], False, Solving("fast"), None, False)
+    assert all(np.isfinite(curve.errors).all() for curve in curves)
