@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from bench.tables import OUT
 
 DOCS = OUT.parent / "docs"
-PICTURES = {"performance.md": "performance-scaling.svg", "quality.md": "quality-curves.svg"}  # by page
+PICTURES = {
+    "performance.md": "performance-scaling.svg",
+    "quality.md": "quality-curves.svg",
+    "models.md": None,
+}  # by page
 
 
 def marked(blocks: Mapping[str, Sequence[str]]) -> str:
@@ -21,7 +25,7 @@ def marked(blocks: Mapping[str, Sequence[str]]) -> str:
 
 def publish(name: str) -> None:
     """Replace every block of a page that the last run wrote; what it did not measure stays."""
-    measured, picture = OUT / name, OUT / PICTURES[name]
+    measured, picture = OUT / name, PICTURES[name]
     if measured.exists():
         text = (DOCS / name).read_text(encoding="utf-8")
         written = measured.read_text(encoding="utf-8")
@@ -31,9 +35,9 @@ def publish(name: str) -> None:
             )
             print(f"{name}, {mark}: {'replaced' if found else 'not in the page'}")
         (DOCS / name).write_text(text, encoding="utf-8")
-    if picture.exists():
-        shutil.copy(picture, DOCS / "images" / picture.name)
-        print(f"{picture.name}: copied")
+    if picture is not None and (OUT / picture).exists():
+        shutil.copy(OUT / picture, DOCS / "images" / picture)
+        print(f"{picture}: copied")
 
 
 if __name__ == "__main__":
