@@ -10,11 +10,11 @@ STAMPS := $(VENV)/.stamps
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench bench-models docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 demo: $(STAMPS)/demo ## sparsify a network trained on handwritten digits; prints a table, saves a picture
 	$(BIN)/sisopt demo
@@ -27,7 +27,10 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMPS)/quality ## speed, scaling, errors of pruned layers, rivals beside all; tables in out/*.md
-	$(BIN)/python -m pytest bench -s --benchmark-columns=min,median,stddev,rounds
+	$(BIN)/python -m pytest bench --ignore=bench/bench_models.py -s --benchmark-columns=min,median,stddev,rounds
+
+bench-models: $(STAMPS)/models ## trained models of four domains pruned whole, rivals beside; table in out/models.md
+	$(BIN)/python -m pytest bench/bench_models.py -s
 
 docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -36,13 +39,14 @@ clean: ## remove what the targets build, .venv excepted
 	rm -rf build dist out docs/_build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find sisopt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The benches train their networks with torch: a build without CUDA where there is one, of a version that fixes their bits.
+# Whole models, and networks that benches train, need torch: a build without CUDA where there is one, of a version that fixes
+# their bits.
 $(STAMPS)/cpu-torch: | $(STAMPS)/venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
 	@touch $@
 
-$(STAMPS)/quality: | $(STAMPS)/cpu-torch
+$(addprefix $(STAMPS)/,dev docs models quality): | $(STAMPS)/cpu-torch
 
 # One stamp per extra: installed again only when pyproject.toml changes.
 $(STAMPS)/venv:

@@ -15,6 +15,7 @@ from .activations import (
 from .batches import BatchStream
 from .dispatch import solve
 from .errors import (
+    CheckpointError,
     ConvergenceWarning,
     GeneralizationWarning,
     InfeasibleBudgetError,
@@ -37,6 +38,7 @@ __all__ = [
     "Activation",
     "BatchStream",
     "Blocks",
+    "CheckpointError",
     "ConvergenceWarning",
     "ErrorBudget",
     "GeneralizationWarning",

@@ -75,7 +75,8 @@ class SparseLayer:
         ||R(Z) - Y||_F / ||Y||_F on the calibration data, Y the dense layer's outputs; 0 if both vanish.
     held_out_error : float or None
         The same on samples that the weights were not fitted to: on ``validation_inputs``; without them an estimate,
-        that of a trial run on some of the neurons and four fifths of the samples; None where neither was made.
+        ``output_error`` times what the error of a trial run, on some of the neurons and four fifths of the samples,
+        grew by on the last fifth; None where neither was made.
     convex : Solution or None
         The certified solution of the convex program that the layer was made from; None where none was solved.
     settings : Settings

@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 
 import sisopt
+import sisopt.network
 from sisopt import BatchStream, ErrorBudget, GroupL2, LayerProblem, MaxPool, Penalized, Sparsity, UnsupportedError
 from sisopt.activations.registry import _BUILT_IN
 from sisopt.capabilities import METHODS, check_capability
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/index.md", "docs/getting-started.md", "docs/method.md", "docs/which-method.md"]
+PAGES = [
+    "README.md",
+    "docs/index.md",
+    "docs/getting-started.md",
+    "docs/networks.md",
+    "docs/method.md",
+    "docs/which-method.md",
+]
 
 
 def text_of(name):
@@ -40,6 +48,8 @@ def test_code_blocks_run_in_order(name, capsys):
     for block in blocks:
         if "sisopt.reference" in block:
             pytest.importorskip("cvxpy")
+        if "import torch" in block:
+            pytest.importorskip("torch")
         exec(compile(block, name, "exec"), namespace)
     assert capsys.readouterr().out.strip()
 
@@ -73,7 +83,7 @@ def resolve(name):
     raise AttributeError(name)
 
 
-@pytest.mark.parametrize("name", [*PAGES, "docs/performance.md", "docs/memory.md", "docs/api.rst"])
+@pytest.mark.parametrize("name", [*PAGES, "docs/models.md", "docs/performance.md", "docs/memory.md", "docs/api.rst"])
 def test_every_quoted_name_exists(name):
     quoted = set(re.findall(r"(?<![\w./])sisopt(?:\.[A-Za-z_]\w*)+", text_of(name))) - {"sisopt.readthedocs"}
     for dotted in sorted(quoted):
@@ -93,11 +103,20 @@ def test_every_program_and_bound_of_the_method_page_names_its_code():
         assert re.search(rf"`sisopt\.[\w.]*\b{wanted}`", text), wanted
 
 
+def documented():
+    """Return the names that the API page documents, without their modules."""
+    kinds = "class|data|exception|function"
+    return set(re.findall(rf"auto(?:{kinds}):: (?:sisopt\.)?(\w+)$", text_of("docs/api.rst"), flags=re.MULTILINE))
+
+
 def test_the_api_page_documents_everything_public():
-    text = text_of("docs/api.rst")
-    documented = set(re.findall(r"auto(?:class|function|exception):: (?:sisopt\.)?(\w+)$", text, flags=re.MULTILINE))
-    assert set(sisopt.__all__) - {"reference"} <= documented
-    assert {name for name in sisopt.activations.__all__ if name[0].isupper()} <= documented
+    assert set(sisopt.__all__) - {"reference"} <= documented()
+    assert set(sisopt.network.__all__) <= documented()
+    assert {name for name in sisopt.activations.__all__ if name[0].isupper()} <= documented()
+
+
+def test_the_api_page_documents_the_adapters():
+    assert set(pytest.importorskip("sisopt.adapters.torch").__all__) <= documented()
 
 
 # The table of what each method can do: words of the page and problems that ask for them.

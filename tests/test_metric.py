@@ -68,3 +68,55 @@ def test_wide_layers_keep_counts_and_bits(activation):
     Y = forward(X @ W.T + b)
     pruned = np.linalg.norm(forward(X @ magnitude.T + b) - Y) / np.linalg.norm(Y)
     assert layers[0].output_error < 0.7 * pruned
+
+
+# --- rare inputs -----------------------------------------------------------------------------------------------------
+
+
+def test_all_inputs_reach_at_least_a_share_of_the_mean():
+    problem = wide_problem(n=400, n_in=20, weights=False)
+    made = metric_of(problem, input_center(problem), F64, 1)
+    X = problem.inputs - problem.inputs.mean(axis=0)
+    squares, dense = (X**2).sum(axis=0), (problem.weight**2).mean(axis=0)
+    squares[3] = 0.0  # the constant
+    reached = squares * dense
+    wanted = np.sqrt(np.where(reached > 0, squares + metric.FLOOR * reached[reached > 0].mean() / dense, 0.0))
+    np.testing.assert_allclose(made.reach, wanted, rtol=1e-10)
+
+
+def test_a_scaled_input_changes_nothing():
+    problem = wide_problem(n=400, n_in=20, weights=False)
+    factors = 10.0 ** np.random.default_rng(2).uniform(-6, 6, 20)
+    scaled = sisopt.LayerProblem(problem.inputs * factors, problem.weight / factors, problem.bias, activation="relu")
+    reach = [metric_of(each, input_center(each), F64, 1).reach for each in (problem, scaled)]
+    np.testing.assert_allclose(reach[1] / factors, reach[0], rtol=1e-6)
+
+
+def test_inputs_that_no_dense_weight_uses_keep_their_reach():
+    problem = wide_problem(n=400, n_in=20, weights=False)
+    weight = problem.weight.copy()
+    weight[:, 4] = 0.0
+    without = sisopt.LayerProblem(problem.inputs, weight, problem.bias, activation="relu")
+    made = metric_of(without, input_center(without), F64, 1)
+    exact = np.linalg.norm(problem.inputs[:, 4] - problem.inputs[:, 4].mean())
+    assert made.reach[4] == pytest.approx(exact)
+    nothing = sisopt.LayerProblem(problem.inputs, np.zeros_like(weight), problem.bias, activation="relu")
+    assert np.isfinite(metric_of(nothing, input_center(nothing), F64, 1).reach).all()
+
+
+@pytest.mark.parametrize("effort", ["fast", "default"])
+def test_an_input_that_hardly_moved_on_the_calibration_data_does_no_harm_where_it_moves(effort):
+    # it fires once, faintly, on the calibration samples, and strongly on others
+    rng = np.random.default_rng(0)
+    n, n_in, n_out = 120, 40, 16
+    X, W, b = rng.normal(size=(n, n_in)), rng.normal(size=(n_out, n_in)), rng.normal(size=n_out)
+    X[:, :8] = 0.0
+    X[np.arange(8), np.arange(8)] = 1e-4
+    test = rng.normal(size=(500, n_in))
+    layer = sisopt.sparsify(X, W, b, activation="relu", sparsity=0.5, effort=effort)
+    assert np.abs(layer.weight[:, :8]).max() <= 3.0 * np.abs(W).max()
+    Y = np.maximum(test @ W.T + b, 0.0)
+    error = np.linalg.norm(np.maximum(test @ layer.weight.T + layer.bias, 0.0) - Y) / np.linalg.norm(Y)
+    cut = np.where(np.arange(n_in) < 8, 0.0, W)
+    without = np.linalg.norm(np.maximum(test @ cut.T + b, 0.0) - Y) / np.linalg.norm(Y)
+    assert error <= 1.3 * without  # those weights may go, they may not run away

@@ -149,7 +149,7 @@ def test_little_effort_and_a_fidelity_that_was_given_try_none():
 
 @quiet
 @pytest.mark.parametrize("activation", ["identity", "relu"])
-def test_few_samples_ask_for_more_ridge_or_fidelity_than_many(activation):
+def test_few_samples_ask_for_more_ridge_than_many(activation):
     chosen = {}
     for n in (50, 3000):
         made = [sparsify(*layer(n, seed), activation=activation, sparsity=0.5).settings for seed in range(4)]
@@ -157,9 +157,6 @@ def test_few_samples_ask_for_more_ridge_or_fidelity_than_many(activation):
         chosen[n] = made
     few, many = (np.mean([np.log(s.ridge) for s in chosen[n]]) for n in (50, 3000))
     assert few > many + 1.0
-    if activation == "relu":
-        few, many = (np.mean([s.fidelity for s in chosen[n]]) for n in (50, 3000))
-        assert few > 1.5 * many
 
 
 @quiet

@@ -11,6 +11,7 @@ import pytest
 
 import sisopt
 from sisopt import LayerProblem, WeightedL1, get_pattern
+from sisopt.refine import metric
 from sisopt.refine.damped import damped_refit
 from sisopt.refine.model import LossModel
 from sisopt.refine.swap import DEFAULT, FAST, FULL, swap
@@ -27,6 +28,12 @@ EXTRAS = [
     ("entry_weights", "sample_weights"),
     ("entry_weights", "sample_weights", "fidelity", "shift", "preactivations", "mask"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def reach_as_it_is(monkeypatch):
+    """What is checked here goes by ||x_j - m_j||; what rare inputs get on top is checked in test_metric."""
+    monkeypatch.setattr(metric, "FLOOR", 0.0)
 
 
 def settled(model, U):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import closing
+
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import GeneralizationWarning
 from ..layer import sparsify
 from .allocation import Curve
 from .checkpoint import Checkpoint
@@ -31,8 +35,8 @@ def error_curves(
         errors = found[0]["errors"]
     else:
         errors = np.ones((len(numbers), len(LEVELS)))
-        with progress_bar(len(numbers), progress) as bar:
-            for number, programs in network.visit(numbers, dense=True):
+        with progress_bar(len(numbers), progress) as bar, closing(network.visit(numbers, dense=True)) as visits:
+            for number, programs in visits:
                 bar.set_postfix_str(f"{layers[number].name}: errors by sparsity")
                 check_finite(layers[number].name, programs)
                 errors[numbers.index(number)] = _errors(programs, solving)
@@ -75,11 +79,13 @@ def _errors(programs: list[Program], solving: Solving) -> list[float]:
     fitted = np.setdiff1d(samples, held) if len(held) else samples
     errors = []
     for level in LEVELS:
-        layer = sparsify(
-            program.inputs[fitted], program.weight[rows], None if program.bias is None else program.bias[rows],
-            activation=program.activation, sparsity=level, effort="fast", seed=solving.seed,
-            n_threads=solving.n_threads, validation_inputs=program.inputs[held] if len(held) else None,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GeneralizationWarning)  # the held-out error is what counts here
+            layer = sparsify(
+                program.inputs[fitted], program.weight[rows], None if program.bias is None else program.bias[rows],
+                activation=program.activation, sparsity=level, effort="fast", seed=solving.seed,
+                n_threads=solving.n_threads, validation_inputs=program.inputs[held] if len(held) else None,
+            )  # fmt: skip
         error = layer.output_error if layer.held_out_error is None else layer.held_out_error
         errors.append(min(error, 1.0))
     return errors

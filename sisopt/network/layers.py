@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,21 +50,18 @@ class Network(Protocol):
     def layers(self) -> Sequence[LayerInfo]:
         """All layers, in the order of their execution."""
 
-    def fingerprint(self) -> str:
-        """Return a digest of the dense weights and the calibration data: what results depend on."""
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return digests of what results depend on, such as the dense weights and the calibration data, by name."""
 
-    def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Iterator[tuple[int, list[Program]]]:
-        """Yield layers, given by number in order of execution, with their data.
+    def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Generator[tuple[int, list[Program]], None, None]:
+        """Yield layers, given by number in order of execution, with their data; no programs or samples: not reached.
 
         What is `put` before the next layer is asked for counts in the inputs of that one; with ``dense``, inputs are
-        those of the dense network.
+        those of the dense network. The generator is closed when it is no longer needed.
         """
 
     def put(self, number: int, parts: Sequence[tuple[Floats, Floats | None]]) -> None:
         """Replace a layer by sparse matrices and biases, one pair for each of its programs."""
-
-    def parts(self, number: int) -> list[tuple[Floats, Floats | None]]:
-        """Return copies of a layer's matrices and biases as they are now."""
 
 
 def count_split(scores: Sequence[Floats], kept: int) -> list[int]:

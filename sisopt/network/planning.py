@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 from ..errors import InvalidInputError
 from ..goals import ErrorBudget, Sparsity
-from ..patterns import Pattern, get_pattern
+from ..patterns import get_pattern
 from ..refine.pipeline import EFFORTS
 from .allocation import allocate
 from .checkpoint import Checkpoint
@@ -43,10 +44,10 @@ def plan_network(
     """Return the layers' goals; those that share the overall sparsity keep their number of weights in all, exactly."""
     layers = network.layers
     kept = [
-        None if goal is None or goal.sparsity is None else round((1.0 - goal.sparsity) * layer.n_weights)
+        None if (sparsity := _to_share(goal)) is None else round((1.0 - sparsity) * layer.n_weights)
         for goal, layer in zip(wanted, layers, strict=True)
     ]
-    shared = [n for n, goal in enumerate(wanted) if goal is overall and goal.sparsity is not None]
+    shared = [n for n, goal in enumerate(wanted) if goal is overall and kept[n] is not None]
     if shared:
         assert overall.sparsity is not None
         if allocation == "uniform":
@@ -60,6 +61,11 @@ def plan_network(
     return Plan(tuple(wanted), tuple(kept))
 
 
+def _to_share(goal: LayerGoal | None) -> float | None:
+    """Return the sparsity that a goal leaves to be shared out over matrices; a pattern "N:M" is one by itself."""
+    return None if goal is None or not get_pattern(goal.pattern).needs_sparsity else goal.sparsity
+
+
 def _rounded(exact: list[float], total: int) -> list[int]:
     """Return whole numbers near ``exact`` that sum to ``total``, the largest remainders rounded up."""
     counts = [int(value) for value in exact]
@@ -71,6 +77,9 @@ def _rounded(exact: list[float], total: int) -> list[int]:
 
 def goals_of(layers: Sequence[LayerInfo], overall: LayerGoal, goals: Goals) -> list[LayerGoal | None]:
     """Return every layer's goal, None for one that stays dense; each glob must match a layer."""
+    if overall == LayerGoal() and not goals:
+        msg = "nothing is asked for: give sparsity=, relative_error=, pattern= (such as '2:4') or goals="
+        raise InvalidInputError(msg)
     for glob in goals:
         if not any(fnmatchcase(layer.name, glob) for layer in layers):
             msg = f"goals: {glob!r} matches no layer; there are {', '.join(layer.name for layer in layers)}"
@@ -91,11 +100,11 @@ def _goal_of(layer: LayerInfo, overall: LayerGoal, goals: Goals) -> LayerGoal | 
 def _own_goal(glob: str, goal: Any) -> LayerGoal | None:
     if goal is None:
         return None
-    if isinstance(goal, str | Pattern):
+    if isinstance(goal, str) or hasattr(goal, "needs_sparsity"):
         found = LayerGoal(pattern=goal)
     elif isinstance(goal, Mapping) and set(goal) <= {"sparsity", "pattern", "relative_error"}:
         found = LayerGoal(**goal)
-    elif isinstance(goal, int | float):
+    elif isinstance(goal, Real) and not isinstance(goal, bool):
         found = LayerGoal(sparsity=float(goal))
     else:
         msg = (
@@ -143,4 +152,6 @@ def plain_goal(goal: Any) -> Any:
     """Return a goal as JSON has it."""
     if isinstance(goal, Mapping):
         return {key: plain_goal(value) for key, value in goal.items()}
-    return goal if goal is None or isinstance(goal, int | float | str) else str(goal)
+    if isinstance(goal, Real) and not isinstance(goal, bool):
+        return float(goal)
+    return None if goal is None else str(goal)

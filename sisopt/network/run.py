@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidInputError
+from ..errors import InfeasibleBudgetError, InvalidInputError
 from ..patterns import Pattern
-from ..validation import natural_number
+from ..threads import resolve_threads
+from ..validation import natural_number, number
 from .checkpoint import Checkpoint
 from .layers import LayerInfo, Network, Program
 from .planning import Goals, Plan, check_request, goals_of, plain_goal, plan_network
@@ -50,8 +52,8 @@ def sparsify_network(
     network : Network
         Layers, and the data that they are solved on.
     sparsity : float, optional
-        Fraction of zeros in [0, 1] over all weights of the layers that are included: exactly
-        round((1 - sparsity) * n_weights) of them stay.
+        Fraction of zeros in [0, 1] over all weights of the layers that are included and have no goal of their own:
+        exactly round((1 - sparsity) * n_weights) of them stay.
     relative_error : float, optional
         The error budget of every layer, see `ErrorBudget`, instead of a sparsity.
     pattern : str or Pattern, optional
@@ -71,7 +73,8 @@ def sparsify_network(
     effort, seed, tol, n_threads
         See `sparsify`.
     checkpoint : path, optional
-        A folder to which every finished layer is written. The same call goes on from there.
+        A folder to which every finished layer is written. The same call goes on from there, given the dense network
+        again.
     progress : bool, optional
         Whether to draw a progress bar; by default where there is a terminal to draw it on.
     strict : bool, default False
@@ -92,17 +95,20 @@ def sparsify_network(
     """
     overall = LayerGoal(sparsity, pattern, relative_error)
     check_request(overall, allocation, mode, effort)
-    solving = Solving(effort, natural_number("seed", seed), tol, n_threads, strict, layer_solver)
+    resolve_threads(n_threads)  # refused before anything is done
+    solving = Solving(
+        effort, natural_number("seed", seed), number("tol", tol, above=0.0), n_threads, strict, layer_solver
+    )
     wanted = goals_of(network.layers, overall, goals or {})
     options = {
         "sparsity": sparsity, "relative_error": relative_error, "pattern": None if pattern is None else str(pattern),
         "goals": {} if goals is None else {glob: plain_goal(goal) for glob, goal in goals.items()},
-        "allocation": allocation, "mode": mode, "effort": effort, "seed": solving.seed, "tol": tol,
-        "layer_solver": getattr(layer_solver, "__qualname__", None if layer_solver is None else repr(layer_solver)),
+        "allocation": allocation, "mode": mode, "effort": effort, "seed": solving.seed, "tol": solving.tol,
+        "layer_solver": None if layer_solver is None else _name(layer_solver),
     }  # fmt: skip
     store = None
     if checkpoint is not None:
-        store = Checkpoint(checkpoint, {**options, "network": network.fingerprint()})
+        store = Checkpoint(checkpoint, {**options, **network.fingerprint()})
     plan = plan_network(network, wanted, overall, allocation, solving, store, progress)
     layers = _Run(network, plan, solving, mode, store, progress).run()
     return NetworkReport(tuple(layers), options)
@@ -115,57 +121,68 @@ class _Run:
         self, network: Network, plan: Plan, solving: Solving, mode: str, store: Checkpoint | None, progress: bool | None
     ) -> None:
         self._network, self._plan, self._solving = network, plan, solving
-        self._mode, self._store, self._progress = mode, store, progress
+        self._parallel, self._store, self._progress = mode == "parallel", store, progress
+        self._waiting: list[tuple[int, list[Matrix]]] = []
 
     def run(self) -> list[LayerReport]:
+        """Return the reports of all layers; what was done stays, whatever ends the run."""
         layers = self._network.layers
         reports: dict[int, LayerReport] = {}
-        waiting: list[tuple[int, list[Matrix]]] = []  # in parallel mode the dense network stays until the end
         open_numbers = []
-        for number, info in enumerate(layers):
-            goal, kept = self._plan.goals[number], self._plan.kept[number]
-            if goal is None or kept == info.n_weights:
-                reports[number] = _dense(info)
-                continue
-            found = None if self._store is None else self._store.load(number, info.name)
-            if found is None:
-                open_numbers.append(number)
-                continue
-            parts, record = _from_arrays(found[0]), found[1]
-            self._network.put(number, parts)
-            reports[number] = LayerReport.from_record(record)
-        with progress_bar(len(open_numbers), self._progress) as bar:
-            for number, programs in self._network.visit(open_numbers, dense=self._mode == "parallel"):
-                info = layers[number]
-                bar.set_postfix_str(info.name)
-                parts, report = self._layer(number, info, programs)
-                reports[number] = report
-                if self._mode == "parallel":
-                    waiting.append((number, parts))
-                else:
-                    self._network.put(number, parts)
-                bar.update()
-                log.info("%s: %s", info.name, _line(report))
-        for number, parts in waiting:
-            self._network.put(number, parts)
+        try:
+            for number, info in enumerate(layers):
+                goal, kept = self._plan.goals[number], self._plan.kept[number]
+                if goal is None or kept == info.n_weights:
+                    reports[number] = _dense(info)
+                    continue
+                found = None if self._store is None else self._store.load(number, info.name)
+                if found is None:
+                    open_numbers.append(number)
+                    continue
+                self._put(number, _from_arrays(found[0]))
+                reports[number] = LayerReport.from_record(found[1])
+            visits = self._network.visit(open_numbers, dense=self._parallel)
+            with progress_bar(len(open_numbers), self._progress) as bar, closing(visits):
+                for number, programs in visits:
+                    bar.set_postfix_str(layers[number].name)
+                    reports[number] = self._layer(number, layers[number], programs)
+                    bar.update()
+                    log.info("%s: %s", layers[number].name, _line(reports[number]))
+        finally:
+            for number, parts in self._waiting:
+                self._network.put(number, parts)
         return [reports[number] for number in sorted(reports)]
 
-    def _layer(self, number: int, info: LayerInfo, programs: list[Program]) -> tuple[list[Matrix], LayerReport]:
+    def _put(self, number: int, parts: list[Matrix]) -> None:
+        """Make a layer sparse: at once, or in parallel mode, where it would change what others see, in the end."""
+        if self._parallel:
+            self._waiting.append((number, parts))
+        else:
+            self._network.put(number, parts)
+
+    def _layer(self, number: int, info: LayerInfo, programs: list[Program]) -> LayerReport:
+        """Solve a layer and put it where it belongs; one without samples stays as it is."""
         goal, kept = self._plan.goals[number], self._plan.kept[number]
         assert goal is not None
         started = time.monotonic()
         if not programs or programs[0].inputs.shape[0] == 0:
-            return self._network.parts(number), _dense(info, "kept dense: no sample reaches it")
+            return _dense(info, "kept dense: no sample reaches it")
         check_finite(info.name, programs)
         try:
             solved = self._solving.solve(programs, goal, kept)
-        except InvalidInputError as error:
+        except (InvalidInputError, InfeasibleBudgetError) as error:
             error.args = (f"layer {info.name!r}: {error}",)
             raise
         report = _reported(info, solved, time.monotonic() - started)
         if self._store is not None:
             self._store.save(number, info.name, _to_arrays(solved.parts), report.to_record())
-        return solved.parts, report
+        self._put(number, solved.parts)
+        return report
+
+
+def _name(solver: LayerSolver) -> str:
+    """Return what tells a function from others in every process: an address would not."""
+    return str(getattr(solver, "__qualname__", type(solver).__qualname__))
 
 
 def _dense(info: LayerInfo, status: str = "") -> LayerReport:

@@ -16,6 +16,7 @@ from ..errors import GeneralizationWarning, InfeasibleBudgetError, InvalidInputE
 from ..layer import sparsify
 from ..patterns import Pattern
 from ..threads import ordered_map, resolve_threads, serial_blas
+from ..validation import as_float_array, check_shape
 from .layers import Program, count_split
 
 Floats = npt.NDArray[Any]
@@ -81,15 +82,14 @@ class Solving:
             return _together(programs, found)
 
     def _one(self, program: Program, goal: LayerGoal, n_threads: int) -> Solved:
-        W, b = program.weight, program.bias
         if self.solver is not None:
-            W, b = self.solver(program.inputs, W, b, goal)
-            return Solved([(W, b)], "done")
+            found = self.solver(program.inputs, program.weight, program.bias, goal)
+            return Solved([_checked(found, program)], "done")
         try:
             layer = sparsify(
-                program.inputs, W, b, activation=program.activation, sparsity=goal.sparsity, pattern=goal.pattern,
-                relative_error=goal.relative_error, preactivations=program.preactivations, effort=self.effort,
-                seed=self.seed, tol=self.tol, n_threads=n_threads,
+                program.inputs, program.weight, program.bias, activation=program.activation, sparsity=goal.sparsity,
+                pattern=goal.pattern, relative_error=goal.relative_error, preactivations=program.preactivations,
+                effort=self.effort, seed=self.seed, tol=self.tol, n_threads=n_threads,
             )  # fmt: skip
         except InfeasibleBudgetError as error:
             if self.strict or goal.relative_error is None:
@@ -110,6 +110,23 @@ class Solving:
         return Solved(
             [(layer.weight, layer.bias)], "budget unattainable", relative_error=layer.relative_error, note=note
         )
+
+
+def _checked(found: Any, program: Program) -> Matrix:
+    """Return what another solver found, as arrays of the shape and dtype that they must have."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        msg = f"layer_solver must return a pair (weight, bias), got {type(found).__name__}"
+        raise InvalidInputError(msg)
+    W = as_float_array("weight from layer_solver", found[0], 2, dtype=program.weight.dtype)
+    check_shape("weight from layer_solver", W, program.weight.shape, "as the layer's")
+    if (found[1] is None) != (program.bias is None):
+        msg = f"bias from layer_solver must be {'None' if program.bias is None else 'an array'}, as the layer's"
+        raise InvalidInputError(msg)
+    if program.bias is None:
+        return W, None
+    b = as_float_array("bias from layer_solver", found[1], 1, dtype=program.bias.dtype)
+    check_shape("bias from layer_solver", b, program.bias.shape, "as the layer's")
+    return W, b
 
 
 def _split(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[LayerGoal]:

@@ -26,7 +26,8 @@ CONSTANT = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 1e-6}  # relative
 ROWS = 128  # of a product with the Gram matrix that one thread makes
 FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
 WIDE = 2  # inputs per sample above which the Gram matrix is not worth forming
-FLOOR = 2e-2  # of the mean square of what inputs add to outputs
+FLOOR = 1e-3  # of the mean square of what inputs add to outputs
+WIDE_SAMPLES = 4000  # that a refinement looks at where inputs are more than WIDE times as many: it decomposes these
 COLUMNS = 1 << 10  # inputs that are scaled together
 
 
@@ -160,6 +161,11 @@ def _widened(squares: Array, dense: Array) -> Array:
         return squares
     least = FLOOR * reached[real].mean()
     return np.where(real, squares + np.divide(least, dense, out=np.zeros_like(dense), where=real), squares)
+
+
+def most_samples(problem: LayerProblem, least: int, per_input: int) -> int:
+    """Return how many samples a refinement looks at: ``per_input`` for every input, ``least`` in any case."""
+    return WIDE_SAMPLES if problem.n_in > WIDE * WIDE_SAMPLES else max(least, per_input * problem.n_in)
 
 
 def is_wide(problem: LayerProblem) -> bool:

@@ -24,6 +24,7 @@ from ..sparse_layer import Settings
 from ..thinning import thinned, thinned_samples
 from .damped import damped_refit
 from .measure import measure
+from .metric import most_samples
 from .model import LossModel
 from .posing import has_slopes, posed
 from .swap import FAST, swap
@@ -135,7 +136,7 @@ def make_pilot(
     """Return a part of the layer to try settings on; None where samples are too few, or cannot be parted."""
     if problem.n_samples < LEAST_SAMPLES or not _can_be_parted(problem):
         return None
-    samples = thinned_samples(problem.n_samples, max(MOST_SAMPLES, PER_INPUT * problem.n_in))
+    samples = thinned_samples(problem.n_samples, most_samples(problem, MOST_SAMPLES, PER_INPUT))
     samples = np.arange(problem.n_samples) if samples is None else samples
     held = np.zeros(samples.size, np.bool_)
     edges = np.arange(0, samples.size - HELD_OUT + 1, HELD_OUT)

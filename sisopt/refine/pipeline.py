@@ -25,6 +25,7 @@ from ..sparse_layer import Settings, SparseLayer, Stage
 from ..thinning import thinned, useful_samples
 from .damped import damped_refit
 from .measure import FLOAT64, Measured, measure
+from .metric import is_wide, most_samples
 from .model import LossModel
 from .pilot import Trial, make_pilot, scarce
 from .posing import Nothing, posed, precision, without_weights
@@ -137,9 +138,9 @@ class Pipeline:
 
     def _model(self, work: LayerProblem) -> LossModel:
         """Return the loss to swap on: of part of the samples where these are many more than the inputs."""
-        samples = None
-        if isinstance(work.activation, Elementwise) and not is_quadratic(work):
-            samples = useful_samples(work, max(LEAST_SAMPLES, PER_INPUT * work.n_in))
+        samples, most = None, most_samples(work, LEAST_SAMPLES, PER_INPUT)
+        if isinstance(work.activation, Elementwise) and (most < work.n_in or not is_quadratic(work)):
+            samples = useful_samples(work, most)
         part = work if samples is None else thinned(work, samples)
         return LossModel(part, self._dtype, self.n_threads)
 
@@ -191,7 +192,7 @@ class Pipeline:
         self, work: LayerProblem, model: LossModel, weight: Array, settings: Settings, before: Measured
     ) -> Measured:
         """Return the layer with its values fitted on the support, or as it was where that raises the held-out error."""
-        if model.problem is not work:
+        if model.problem is not work and not is_wide(model.problem):
             model = LossModel(work, model.dtype, self.n_threads)
         after = self._measured(self._fitted(model, weight, settings))
         return self._better(before, after)
@@ -295,8 +296,8 @@ class Pipeline:
 
     def _layer(self, made: Measured, convex: Solution | None, settings: Settings, trial: Trial | None) -> SparseLayer:
         held, seen = self.stages[-1].held_out_error, made.output_error
-        if self.validation is None and trial is not None:
-            held, seen = trial.error, trial.seen
+        if self.validation is None and trial is not None and trial.seen > 0.0:
+            held = seen * trial.error / trial.seen  # the trial's neurons may have larger errors than all, or smaller
         if held is not None and held > PART_WAYS * seen and held > LEAST_ERROR:
             self.warning = (
                 f"the output error on held-out samples is {held:.3g}, that on the calibration samples {seen:.3g}: "

@@ -22,26 +22,23 @@ ForwardOfBatch = Callable[[nn.Module, Any], object]  # how a batch is given to a
 class Stop:
     """A module about to run, and what it is given."""
 
-    name: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
-class _Reached(Exception):
-    """Unwinds a replayed pass from the layer that it was to reach."""
+class _Reached(BaseException):
+    """Unwinds a replayed pass from the layer that it was to reach, past any ``except Exception`` of the model."""
 
 
 @dataclass
 class Passes:
     """The forward passes of one model over all batches, and where they stand."""
 
-    model: nn.Module
     modules: dict[str, nn.Module]  # where they may stop
     forwards: list[Forward]  # one a batch
     holds: bool
     _held: list[_Held] = field(default_factory=list)
-    _targets: frozenset[str] = frozenset()
 
     def reach(self, name: str, number: int, *, every: bool) -> list[Stop]:
         """Return the calls of a module in the pass over batch ``number``: the next, or with ``every`` all of them.
@@ -49,69 +46,92 @@ class Passes:
         Held passes go on from where they stand; one that does not meet the module any more, because batches call their
         modules in another order, is run from the start. None where the module is not called.
         """
-        if every or not self.holds:
-            return self._replayed(name, self.forwards[number], every)
-        while len(self._held) <= number:
-            self._held.append(_Held(self, self.forwards[len(self._held)]))
-        stop = self._held[number].reach(name)
-        return self._replayed(name, self.forwards[number], every) if stop is None else [stop]
+        if self.holds and not every:
+            while len(self._held) <= number:
+                self._held.append(_Held(self.forwards[len(self._held)]))
+            stop = self._held[number].reach(self.modules[name])
+            if stop is not None:
+                return [stop]
+        return _replayed(self.modules[name], self.forwards[number], every)
 
     def close(self) -> None:
         """End the passes that are held."""
-        for held in self._held:
-            held.close()
-        self._held.clear()
+        while self._held:
+            self._held.pop().close()
 
-    def _replayed(self, name: str, forward: Forward, every: bool) -> list[Stop]:
-        found: list[Stop] = []
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(Stop(name, module, args, kwargs))
-            if not every:
-                raise _Reached
+def _replayed(module: nn.Module, forward: Forward, every: bool) -> list[Stop]:
+    """Return the first call or all calls of a module in a pass from the start."""
+    found: list[Stop] = []
 
-        handle = self.modules[name].register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                forward()
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return found
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if every:
+            found.append(Stop(module, _copied(args), _copied(kwargs)))  # the model may change them in place later
+        elif not found:
+            found.append(Stop(module, args, kwargs))
+            raise _Reached
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            forward()
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return found
 
 
 class _Held:
-    """One forward pass in a greenlet; it stops before every module that it may stop at."""
+    """One forward pass in a greenlet; it stops before the module that it is to reach.
 
-    def __init__(self, passes: Passes, forward: Forward) -> None:
-        self._passes = passes
-        self._handles: list[Any] = []
-        self._at: Stop | None = None
-        self._wanted = ""
+    Contexts of torch are those of the thread, left in the order in which they were entered: passes that take turns may
+    not enter any. Gradients are therefore off out here, and a pass is given up where the model has entered another.
+    """
 
+    def __init__(self, forward: Forward) -> None:
         def run() -> None:
-            with torch.no_grad():
-                forward()
+            forward()
 
         self._greenlet = greenlet(run)
+        self._contexts = _contexts()
 
-    def reach(self, name: str) -> Stop | None:
-        """Go on to the next call of a module; None where the pass ends without one."""
-        self._wanted = name
-        handle = self._passes.modules[name].register_forward_pre_hook(self._hook, with_kwargs=True)
+    def reach(self, module: nn.Module) -> Stop | None:
+        """Go on to the next call of a module; None where the pass ends without one, or cannot be held there."""
+        if self._greenlet.dead:
+            return None
+        handle = module.register_forward_pre_hook(self._hook, with_kwargs=True)
         try:
-            stop = None if self._greenlet.dead else self._greenlet.switch()
+            with torch.no_grad():
+                stop = self._greenlet.switch()
         finally:
             handle.remove()
-        return stop
+        return stop if isinstance(stop, Stop) else None
 
     def close(self) -> None:
         """Unwind the pass."""
         if not self._greenlet.dead:
-            self._greenlet.throw(GreenletExit)
+            with torch.no_grad():
+                self._greenlet.throw(GreenletExit)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        current = getcurrent()
-        if current is self._greenlet and current.parent is not None:
-            current.parent.switch(Stop(self._wanted, module, args, kwargs))
+        if getcurrent() is not self._greenlet:
+            return
+        if _contexts() != self._contexts:
+            raise GreenletExit
+        self._greenlet.parent.switch(Stop(module, args, kwargs))
+
+
+def _contexts() -> tuple[object, ...]:
+    """Return what contexts of torch set, the mode of gradients aside."""
+    autocast = tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_inference_mode_enabled(), autocast, torch.get_default_device()
+
+
+def _copied(value: Any) -> Any:
+    """Return arguments with copies of their tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if type(value) in (tuple, list):
+        return type(value)(map(_copied, value))
+    return {key: _copied(each) for key, each in value.items()} if isinstance(value, dict) else value

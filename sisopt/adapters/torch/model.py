@@ -20,7 +20,7 @@ from ...patterns import Pattern
 from ...validation import natural_number
 from .network import Sampling, TorchNetwork
 from .planning import Selector, batch_size, choice, plan_layers
-from .trace import trace
+from .trace import sites_of, trace
 
 MAX_SAMPLES = 10_000
 MAX_MEMORY = 4 << 30
@@ -69,7 +69,8 @@ def sparsify_model(
         ``model(*batch)``, for a mapping ``model(**batch)``. Where a mapping holds an ``attention_mask``, tokens of
         which it is 0 count nowhere.
     sparsity, relative_error, pattern, goals, allocation, mode, layer_solver, strict
-        What is asked, see `sisopt.network.sparsify_network`; the sparsity is over the weights of all layers included.
+        What is asked, see `sisopt.network.sparsify_network`; the sparsity is over the weights of all layers that are
+        included and have no goal of their own.
     include, exclude : str, type, or several of them, optional
         Which layers: globs of names such as "encoder.*.fc?", types such as ``torch.nn.Conv2d``. All by default, the
         head too.
@@ -139,12 +140,13 @@ def sparsify_model(
     data = _batches(batches)
     run = _forward if forward is None else forward
     _check_devices(model)
+    sites_of(model, wanted.takes)  # refusals come before the copy, which some models do not allow
     copies = not inplace or mode == "sequential"
     twin = copy.deepcopy(model) if copies else model
     dense, sparse = (twin, model) if inplace else (model, twin)
     with _evaluating(model, twin):
-        sites = trace(dense, lambda: run(dense, data[0]))
-        layers = plan_layers(dense, sites, wanted, batch_size(data[0]))
+        sites = trace(dense, lambda: run(dense, data[0]), wanted.takes)
+        layers = plan_layers(model, sites, wanted, batch_size(data[0]))  # in a copy, what shares memory does no more
         network = TorchNetwork(sparse, dense, data, run, layers, sampling)
         report = sparsify_network(
             network, sparsity=sparsity, relative_error=relative_error, pattern=pattern, goals=goals,
@@ -161,7 +163,15 @@ def _forward(model: nn.Module, batch: Any) -> object:
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, list | tuple):
-        return model(*batch)
+        try:
+            return model(*batch)
+        except TypeError as error:
+            if len(batch) > 1:
+                error.add_note(
+                    f"A batch of {len(batch)} is given to the model as model(*batch). If it holds labels too, pass "
+                    "forward=lambda model, batch: model(batch[0]) to sparsify_model."
+                )
+            raise
     msg = (
         f"batches must hold tensors, tuples, lists or mappings, got {type(batch).__name__}: say how to give one to the "
         "model with forward=lambda model, batch: ..."
@@ -183,7 +193,7 @@ def _batches(batches: Iterable[Any]) -> list[Any]:
 
 
 def _check_devices(model: nn.Module) -> None:
-    for name, tensor in model.named_parameters():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
             msg = f"model: {name} is on the meta device and has no values: load the weights first"
             raise InvalidInputError(msg)
@@ -194,7 +204,7 @@ def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     """Put the models in eval mode, every module back where it was after."""
     if model.training:
         msg = "model is in train mode: it is evaluated in eval mode, and put back after"
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warnings.warn(msg, UserWarning, stacklevel=4)
     modes = [
         (module, module.training) for each in {id(m): m for m in (model, twin)}.values() for module in each.modules()
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,14 @@ from ...activations import Activation
 from ...network.layers import LayerInfo
 from ...network.layers import Program as Solvable
 from ...network.solving import MANY
-from .folding import Fold, can_fold, fold_of, put_offset
-from .forwards import ForwardOfBatch, Passes, Stop
+from .digest import digest
+from .folding import Fold, fold_of, put_offset
+from .forwards import ForwardOfBatch, Passes
 from .kinds.base import Floats, Program
 from .samples import Rows, as_array, bytes_of, drawn, padding_of, quotas, spilled
 from .trace import Site
 
+Visits = Generator[tuple[int, list[Solvable]], None, None]
 Part = tuple[Floats, Floats | None]
 
 LEAST_SAMPLES, PER_INPUT = 1 << 11, 64  # of a layer of MANY programs: the larger of the two, PER_INPUT an input
@@ -71,23 +72,17 @@ class TorchNetwork:
         """See `Network`."""
         return [layer.info for layer in self._layers]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> dict[str, str]:
         """See `Network`."""
-        digest = hashlib.sha256()
-        for name, tensor in self._dense.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
-        for batch in self._batches:
-            for tensor in _tensors(batch):
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(_bytes(tensor))
-        sampling = self._sampling
-        digest.update(f"{sampling.max_samples} {sampling.seed}".encode())
-        for layer in self._layers:
-            digest.update(f"{layer.info.name} {layer.info.activation} {layer.site.norm}".encode())
-        return digest.hexdigest()
+        plan = [(each.info.name, each.info.excluded, repr(each.activation), each.site.norm) for each in self._layers]
+        return {
+            "weights": digest(self._dense.state_dict()),
+            "batches": digest(self._batches),
+            "layers": digest(plan),
+            "max_samples": str(self._sampling.max_samples),
+        }
 
-    def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Iterator[tuple[int, list[Solvable]]]:
+    def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Visits:
         """See `Network`."""
         with ExitStack() as stack:
             passes = [self._passes(self._dense, self._dense_modules)]
@@ -97,7 +92,7 @@ class TorchNetwork:
                 stack.callback(each.close)
             for number in numbers:
                 layer = self._layers[number]
-                programs = [program for program, _ in self._programs(layer, self._dense_modules)]
+                programs = self._programs(layer)
                 most = self._samples(programs)
                 with spilled(bytes_of(programs, most), self._sampling.max_memory // 2) as folder:
                     rows = [Rows(most, p.weight.shape[1], folder) for p in programs]
@@ -128,39 +123,26 @@ class TorchNetwork:
             start += len(weight)
             layer.site.kind.assign(module, i, weight, bias)
 
-    def parts(self, number: int) -> list[Part]:
-        """See `Network`."""
-        programs = self._programs(self._layers[number], self._modules)
-        return [(program.weight, program.bias) for program, _ in programs]
-
     def _passes(self, model: nn.Module, modules: dict[str, nn.Module]) -> Passes:
         forwards = [self._bound(model, batch) for batch in self._batches]
         largest = max((layer.site.input_bytes for layer in self._layers), default=0)
         holds = 2 * HELD * largest * len(forwards) <= self._sampling.max_memory
-        return Passes(model, modules, forwards, holds)
+        return Passes(modules, forwards, holds)
 
     def _bound(self, model: nn.Module, batch: Any) -> Callable[[], object]:
         return lambda: self._forward(model, batch)
 
     def _fold(self, layer: Layer) -> Fold | None:
         """Return the batch normalisation that counts as part of the layer."""
-        if layer.site.norm is None:
-            return None
-        norm = self._dense_modules[layer.site.norm]
-        programs = layer.site.kind.programs(self._dense_modules[layer.site.name])
-        fold = fold_of(norm)
-        n_rows = sum(len(program.weight) for program in programs)
-        if fold is None or len(fold.scale) != n_rows or not can_fold(norm, programs[0].bias is not None):
-            return None
-        return fold
+        return None if layer.site.norm is None else fold_of(self._dense_modules[layer.site.norm])
 
-    def _programs(self, layer: Layer, modules: dict[str, nn.Module]) -> list[tuple[Program, slice]]:
-        """Return a layer's programs, the batch normalisation that follows it folded in, and their rows."""
+    def _programs(self, layer: Layer) -> list[Program]:
+        """Return a layer's dense programs, the batch normalisation that follows it folded in."""
         fold, start, found = self._fold(layer), 0, []
-        for program in layer.site.kind.programs(modules[layer.site.name]):
+        for program in layer.site.kind.programs(self._dense_modules[layer.site.name]):
             rows = slice(start, start + len(program.weight))
             start = rows.stop
-            found.append((program if fold is None else fold.folded(program, rows), rows))
+            found.append(program if fold is None else fold.folded(program, rows))
         return found
 
     def _samples(self, programs: list[Program]) -> int:
@@ -187,7 +169,9 @@ class TorchNetwork:
             stops = [each.reach(site.name, i, every=every) for each in passes]
             for c, together in enumerate(zip(*stops, strict=False)):
                 rng = np.random.default_rng([self._sampling.seed, number, i, c])
-                calls = [_call(site, stop) for stop in together]
+                calls = [site.kind.call(stop.module, stop.args, stop.kwargs) for stop in together]
+                if calls[0].n_positions != calls[-1].n_positions:
+                    continue  # other tokens come this way than in the dense network, as where experts are chosen
                 at = drawn(calls[-1], padding, quotas(most[i], len(stops[0]))[c], rng)
                 if not len(at):
                     continue
@@ -197,27 +181,8 @@ class TorchNetwork:
                         goals[p].append(_preactivations(program, calls[0].inputs(p, at)))
 
 
-def _call(site: Site, stop: Stop) -> Any:
-    return site.kind.call(stop.module, stop.args, stop.kwargs)
-
-
 def _preactivations(program: Program, inputs: torch.Tensor) -> Floats:
     """Return X W' + b of the dense network."""
     X = inputs.detach().to("cpu", torch.float32)
     bias = None if program.bias is None else torch.from_numpy(program.bias)
     return as_array(nn.functional.linear(X, torch.from_numpy(program.weight), bias))
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _tensors(batch: Any) -> Iterator[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for key in sorted(batch):
-            yield from _tensors(batch[key])
-    elif isinstance(batch, list | tuple):
-        for each in batch:
-            yield from _tensors(each)

@@ -14,7 +14,7 @@ from ...errors import InvalidInputError
 from ...network.layers import LayerInfo
 from .kinds.base import Program
 from .network import Layer
-from .trace import Site
+from .trace import Site, is_inside
 
 Selector = str | type[nn.Module]
 
@@ -27,6 +27,10 @@ class Choice:
     exclude: tuple[Selector, ...]
     activations: Mapping[str, Activation]
 
+    def takes(self, name: str, module: nn.Module) -> bool:
+        """Return whether a layer is to be made sparse."""
+        return _selected(name, module, self.include) and not _selected(name, module, self.exclude)
+
 
 def choice(
     include: Selector | Iterable[Selector] | None,
@@ -34,6 +38,9 @@ def choice(
     activations: Mapping[str, str | Activation] | None,
 ) -> Choice:
     """Return a choice of validated selectors."""
+    if not isinstance(activations, Mapping | None):
+        msg = f"activations must be a mapping of globs of names to activations, got {type(activations).__name__}"
+        raise InvalidInputError(msg)
     named = {glob: get_activation(value) for glob, value in (activations or {}).items()}
     return Choice(_selectors("include", include), _selectors("exclude", exclude), named)
 
@@ -45,7 +52,7 @@ def plan_layers(model: nn.Module, sites: Sequence[Site], wanted: Choice, n_sampl
     """
     modules = dict(model.named_modules())
     _check_matches(modules, sites, wanted)
-    owners = _owners(model, {site.name for site in sites})
+    owners = _owners(model, [site.name for site in sites])
     layers = []
     for site in sites:
         module = modules[site.name]
@@ -55,14 +62,17 @@ def plan_layers(model: nn.Module, sites: Sequence[Site], wanted: Choice, n_sampl
         )
         info = LayerInfo(
             site.name, type(module).__name__, _shape(programs), sum(p.weight.size for p in programs),
-            _activation_name(programs, activation), _flops(site, programs, n_samples),
+            _activation_name(site, programs, activation), _flops(site, programs, n_samples),
             _reason(site, module, wanted, owners, programs),
         )  # fmt: skip
         layers.append(Layer(site, activation, info))
     return layers
 
 
-def _reason(site: Site, module: nn.Module, wanted: Choice, owners: dict[int, str], programs: list[Program]) -> str:
+def _reason(
+    site: Site, module: nn.Module, wanted: Choice, owners: dict[tuple[int, ...], str], programs: list[Program]
+) -> str:
+    """Return why a layer stays dense, "" where it does not."""
     if not _selected(site.name, module, wanted.include):
         return "not included"
     if _selected(site.name, module, wanted.exclude):
@@ -71,21 +81,34 @@ def _reason(site: Site, module: nn.Module, wanted: Choice, owners: dict[int, str
         return "never reached"
     if not any(program.weight.size for program in programs):
         return "no weights"
-    owner = owners[id(next(iter(module.parameters())))]
-    return "" if owner == site.name else f"shares its weight with {owner}"
+    for name, parameter in module.named_parameters():
+        owner = owners[_place(parameter)]
+        if owner != site.name:
+            return f"shares its {name} with {owner or 'the model itself'}"
+    return ""
 
 
-def _owners(model: nn.Module, sites: set[str]) -> dict[int, str]:
-    """Return the name of the first module that holds each parameter; one that is no site comes before all sites."""
-    owners: dict[int, str] = {}
-    holders = [(name, module) for name, module in model.named_modules()]
-    inside = [(name in sites or any(name.startswith(f"{site}.") for site in sites)) for name, _ in holders]
-    for wanted in (False, True):
-        for (name, module), is_site in zip(holders, inside, strict=True):
-            if is_site == wanted:
+def _owners(model: nn.Module, sites: Sequence[str]) -> dict[tuple[int, ...], str]:
+    """Return the first that holds each parameter, a module that is no site before all sites, by the parameter's place.
+
+    What is inside of a site counts as the site.
+    """
+    owners: dict[tuple[int, ...], str] = {}
+    holders = [
+        (name, next((s for s in sites if name == s or is_inside(name, s)), None), m)
+        for name, m in model.named_modules()
+    ]
+    for is_site in (False, True):
+        for name, site, module in holders:
+            if (site is not None) == is_site:
                 for parameter in module.parameters(recurse=False):
-                    owners.setdefault(id(parameter), name)
+                    owners.setdefault(_place(parameter), name if site is None else site)
     return owners
+
+
+def _place(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Return what tells parameters apart that do not begin with the same number in memory, tied ones do."""
+    return (parameter.data_ptr(),) if parameter.numel() else (0, id(parameter))
 
 
 def _selected(name: str, module: nn.Module, selectors: tuple[Selector, ...]) -> bool:
@@ -95,7 +118,11 @@ def _selected(name: str, module: nn.Module, selectors: tuple[Selector, ...]) -> 
 def _selectors(argument: str, given: Selector | Iterable[Selector] | None) -> tuple[Selector, ...]:
     if given is None:
         return ("*",) if argument == "include" else ()
-    found = (given,) if isinstance(given, str | type) else tuple(given)
+    found: tuple[Any, ...]
+    if isinstance(given, str | type) or not isinstance(given, Iterable):
+        found = (given,)
+    else:
+        found = tuple(given)
     for each in found:
         if not (isinstance(each, str) or (isinstance(each, type) and issubclass(each, nn.Module))):
             msg = f"{argument} takes globs of names and types of modules, got {each!r}"
@@ -105,10 +132,14 @@ def _selectors(argument: str, given: Selector | Iterable[Selector] | None) -> tu
 
 def _check_matches(modules: dict[str, nn.Module], sites: Sequence[Site], wanted: Choice) -> None:
     names = [site.name for site in sites]
-    known = f"the model's layers are {', '.join(names) or 'none'}"
-    for argument, selectors in (("include", wanted.include), ("exclude", wanted.exclude)):
+    if not names:
+        msg = "model has no layers that can be made sparse, such as Linear, convolutions, attention or LSTM"
+        raise InvalidInputError(msg)
+    known = f"the model's layers are {', '.join(names)}"
+    # what is excluded may be of no kind that we know
+    for argument, selectors, among in (("include", wanted.include, names), ("exclude", wanted.exclude, modules)):
         for each in selectors:
-            if each != "*" and not any(_selected(name, modules[name], (each,)) for name in names):
+            if not any(_selected(name, modules[name], (each,)) for name in among):
                 msg = f"{argument}: {each!r} matches no layer; {known}"
                 raise InvalidInputError(msg)
     for glob in wanted.activations:
@@ -124,9 +155,9 @@ def _shape(programs: list[Program]) -> tuple[int, ...]:
     return (len(programs), *shapes.pop()) if len(shapes) == 1 else (sum(p.weight.size for p in programs),)
 
 
-def _activation_name(programs: list[Program], activation: Activation) -> str:
-    names = dict.fromkeys(p.activation if p.activation is not None else activation.name for p in programs)
-    return "/".join(names)
+def _activation_name(site: Site, programs: list[Program], activation: Activation) -> str:
+    after = activation.name if site.norm is None else f"batch norm, {activation.name}"
+    return "/".join(dict.fromkeys(after if p.activation is None else p.activation for p in programs))
 
 
 def _flops(site: Site, programs: list[Program], n_samples: int) -> int:
@@ -136,8 +167,8 @@ def _flops(site: Site, programs: list[Program], n_samples: int) -> int:
 
 
 def batch_size(batch: Any) -> int:
-    """Return how many samples a batch holds: the first dimension of its first tensor."""
+    """Return how many samples a batch holds: the first dimension of its first tensor, 1 where it holds none."""
     if hasattr(batch, "shape"):
         return int(batch.shape[0]) if len(batch.shape) else 1
-    values = batch.values() if isinstance(batch, Mapping) else batch
+    values: Any = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
     return next((batch_size(v) for v in values if hasattr(v, "shape") or isinstance(v, list | tuple | Mapping)), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def quotas(total: int, parts: int) -> list[int]:
 
 def padding_of(batch: Any) -> torch.Tensor | None:
     """Return where tokens of a batch are real, bool (n_batch, length), if it tells."""
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None  # tokenizers give mappings of their own
     return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
 

@@ -1,25 +1,34 @@
 """What a model does with its layers, seen in one forward pass: their order, and what follows each of them.
 
 Functions of torch are watched while the model runs, so that activations are found whether they are modules or calls,
-in any model that runs at all. What is not recognised counts as identity, which is always sound.
+in any model that runs at all. What is not recognised counts as identity, which is always sound. Only what a function of
+`torch.jit.script` does to a value escapes notice.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...activations import Activation, get_activation
-from .activations import NORMS, PASSING, activation_of
+from ...errors import UnsupportedError
+from .activations import DROPOUTS, PASSING, activation_of
+from .folding import can_fold, fold_of
 from .kinds import kind_of
 from .kinds.base import Kind
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Takes = Callable[[str, nn.Module], bool]  # whether a module, with its name, is to be made sparse
+
+_BATCH_NORM = inspect.signature(functional.batch_norm)
 
 
 @dataclass
@@ -32,34 +41,63 @@ class Site:
     positions: int = 0  # of its first call
     input_bytes: int = 0  # of its first call
     activation: Activation = field(default_factory=lambda: get_activation("identity"))
-    norm: str | None = None  # the batch normalisation between the module and its activation
+    norm: str | None = None  # the batch normalisation between the module and its activation, one that can be folded
 
 
-@dataclass
+@dataclass(eq=False)
+class _Value:
+    """The output of a site, or of the batch normalisation after it; and what the model did with it."""
+
+    uses: list[_Use] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class _Use:
-    """What became of a value that came from a site."""
+    """A function that a value was given to: an activation, a batch normalisation, or (both None) something else."""
 
-    activation: Activation | None
-    norm: str | None
+    activation: Activation | None = None
+    norm: str | None = None
+    normed: _Value | None = None  # what the normalisation made of it
 
 
-def sites_of(model: nn.Module) -> dict[str, tuple[nn.Module, Kind]]:
-    """Return the modules of a model whose weights can be made sparse, by name; those inside of others left out."""
+@dataclass(frozen=True)
+class _Mark:
+    """A tensor that holds a value, perhaps in another shape."""
+
+    value: _Value
+    site: nn.Module | None = None  # that it came from; None after a normalisation
+    shape: tuple[int, ...] = ()  # that it had then
+    trail: tuple[Callable[[torch.Tensor], Any], ...] = ()  # what it went through since
+
+
+def sites_of(model: nn.Module, takes: Takes) -> dict[str, tuple[nn.Module, Kind]]:
+    """Return the modules of a model whose weights can be made sparse, by name; those inside of others left out.
+
+    Raises
+    ------
+    UnsupportedError
+        For modules to be taken whose weights are not plain parameters; the message names them.
+    """
     found: dict[str, tuple[nn.Module, Kind]] = {}
     for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in found):
+        if any(is_inside(name, outer) for outer in found):
             continue
-        kind = kind_of(module)
+        kind = _named_kind(name, module, takes)
         if kind is not None:
             found[name] = (module, kind)
     return found
 
 
-def trace(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
+def is_inside(name: str, outer: str) -> bool:
+    """Return whether a module is inside another, by their names; the model's own is empty."""
+    return name != outer and (not outer or name.startswith(f"{outer}."))
+
+
+def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda name, module: True) -> list[Site]:
     """Run the model once and return its sites in the order of their first calls; sites never called come last."""
-    modules = sites_of(model)
+    modules = sites_of(model, takes)
     sites = {name: Site(name, kind) for name, (_, kind) in modules.items()}
-    watch = _Watch({id(module): name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)})
+    watch = _Watch(model)
     order: dict[str, None] = {}
     handles = []
 
@@ -68,7 +106,7 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
             site = sites[name]
             order[name] = None
             site.n_calls += 1
-            if site.n_calls == 1:
+            if site.n_calls == 1 and takes(name, module):
                 site.positions = site.kind.call(module, args, kwargs).n_positions
                 site.input_bytes = sum(t.numel() * t.element_size() for t in _tensors((args, kwargs)))
 
@@ -77,7 +115,7 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, torch.Tensor):
-                watch.follow(output, name)
+                watch.follow(output, name, module)
 
         return hook
 
@@ -85,12 +123,10 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
         for name, (module, _) in modules.items():
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after(name)))
-        for module in model.modules():
-            if isinstance(module, BATCH_NORMS):
-                handles.append(module.register_forward_pre_hook(watch.enter_norm))
-                handles.append(module.register_forward_hook(watch.leave_norm))
-        with torch.no_grad(), watch:
-            forward()
+        with torch.no_grad():
+            with watch:
+                outputs = forward()
+            watch.leave(outputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -103,67 +139,125 @@ def trace(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
 class _Watch(TorchFunctionMode):
     """Follows the outputs of sites through the functions that they are given to."""
 
-    def __init__(self, norms: dict[int, str]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._norms = norms
-        self._inside: list[str] = []  # batch normalisations that run now
-        self._sources: dict[int, tuple[str, int]] = {}  # id of a tensor -> (site, number of the value it stands for)
-        self._kept: list[torch.Tensor] = []  # lest an id is used again
-        self._uses: dict[tuple[str, int], list[tuple[_Use, int]]] = {}
-        self._values = 0
+        self._norms = {  # by what tells whose call a call is
+            id(module.running_mean): (name, module)
+            for name, module in model.named_modules()
+            if isinstance(getattr(module, "running_mean", None), torch.Tensor)
+        }
+        self._n_calls: Counter[str] = Counter()  # of normalisations
+        self._outputs: dict[str, _Value] = {}
+        self._marks: Any = WeakTensorKeyDictionary()  # tensor -> _Mark; weak, lest all activations stay in memory
 
-    def follow(self, tensor: torch.Tensor, name: str) -> None:
+    def follow(self, tensor: torch.Tensor, name: str, module: nn.Module) -> None:
         """Take a tensor for the output of a site."""
-        self._mark(tensor, (name, 0))
+        value = self._outputs.setdefault(name, _Value())
+        self._marks[tensor] = _Mark(value, module, tuple(tensor.shape))
 
-    def enter_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note that a batch normalisation runs."""
-        self._inside.append(self._norms[id(module)])
-
-    def leave_norm(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Note that it has run."""
-        self._inside.pop()
+    def leave(self, outputs: object) -> None:
+        """Note what the model returns: a use of its own."""
+        for tensor in _tensors(outputs):
+            if tensor in self._marks:
+                self._marks[tensor].value.uses.append(_Use())
 
     def what_follows(self, name: str) -> tuple[str | None, Activation]:
         """Return the batch normalisation and the activation that follow a site, each value used only once."""
-        norm, value, identity = None, (name, 0), get_activation("identity")
-        uses = self._uses.get(value, [])
-        if len(uses) == 1 and uses[0][0].norm is not None:
-            norm, value = uses[0][0].norm, (name, uses[0][1])
-            uses = self._uses.get(value, [])
-        if len(uses) == 1 and uses[0][0].activation is not None:
-            return norm, uses[0][0].activation
-        return norm, identity
-
-    def _mark(self, tensor: torch.Tensor, source: tuple[str, int]) -> None:
-        self._sources[id(tensor)] = source
-        self._kept.append(tensor)
+        norm, value = None, self._outputs.get(name, _Value())
+        if len(value.uses) == 1 and value.uses[0].normed is not None:
+            # one that other values go through too cannot take up what is found for this one
+            norm = value.uses[0].norm
+            if norm is None or self._n_calls[norm] != 1:
+                return None, get_activation("identity")
+            value = value.uses[0].normed
+        activation = value.uses[0].activation if len(value.uses) == 1 else None
+        return norm, get_activation("identity") if activation is None else activation
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # an id may be that of a value that was changed in place since: sources are looked up before the call
-        sources = {self._sources[id(t)] for t in _tensors((args, kwargs)) if id(t) in self._sources}
+        norm = self._norm(args, kwargs) if func is functional.batch_norm else None
+        # before the call, which may change a value in place
+        marks = {id(t): self._marks[t] for t in _tensors((args, kwargs)) if t in self._marks}
         out = func(*args, **kwargs)
-        if not sources or not isinstance(out, torch.Tensor | tuple | list):
-            return out
         function = getattr(func, "__name__", "")
-        if isinstance(out, torch.Tensor) and function not in PASSING:
-            self._sources.pop(id(out), None)  # changed in place: no longer the value that it was
-        passes = function in PASSING and isinstance(out, torch.Tensor)
-        for source in sorted(sources):
-            if passes:
-                self._mark(out, source)
-                continue
-            self._values += 1
-            norm = self._inside[-1] if function in NORMS and self._inside else None
-            use = _Use(activation_of(function, args, kwargs), norm)
-            self._uses.setdefault(source, []).append((use, self._values))
-            if norm is not None:
-                self._mark(out, (source[0], self._values))
+        if not marks or _says_nothing(out, function):
+            return out
+        subject = args[0] if args else kwargs.get("input")
+        mark = marks.get(id(subject))
+        if function in PASSING or (function in DROPOUTS and out is subject):
+            if mark is not None:  # what else is given, as to view_as, lends its shape
+                self._marks[out] = replace(mark, trail=(*mark.trail, _step(func, args[1:], kwargs)))
+            return out
+        if isinstance(out, torch.Tensor):
+            self._marks.pop(out, None)  # changed in place: no longer the value that it was
+        for other in {id(m.value): m for m in marks.values()}.values():
+            if mark is None or other.value is not mark.value:
+                other.value.uses.append(_Use())
+        if mark is not None and norm is not None and _folds(norm[1], mark):
+            normed = _Value()
+            mark.value.uses.append(_Use(None, norm[0], normed))
+            self._marks[out] = _Mark(normed)
+        elif mark is not None:
+            mark.value.uses.append(_Use(activation_of(function, args, kwargs)))
         return out
 
+    def _norm(self, args: Any, kwargs: Any) -> tuple[str, nn.Module] | None:
+        """Return the module that a call of batch_norm is the whole of, in eval mode."""
+        call = _BATCH_NORM.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        name, norm = self._norms.get(id(given["running_mean"]), (None, None))
+        if name is None or norm is None:
+            return None
+        self._n_calls[name] += 1
+        own = all(given[key] is getattr(norm, key, None) for key in ("running_var", "weight", "bias"))
+        return (name, norm) if own and not given["training"] and given["eps"] == getattr(norm, "eps", None) else None
 
-def _tensors(nested: Any) -> Iterator[torch.Tensor]:
+
+def _step(func: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[torch.Tensor], Any]:
+    """Return a function that does to another tensor what was done to the first argument."""
+    others = {key: value for key, value in kwargs.items() if key != "input"}
+    return lambda tensor: func(tensor, *rest, **others)
+
+
+def _named_kind(name: str, module: nn.Module, takes: Takes) -> Kind | None:
+    """Return the kind of a module; a refusal comes with its name, and not for one that is left out."""
+    try:
+        return kind_of(module)
+    except UnsupportedError as error:
+        if not takes(name, module):
+            return None
+        msg = f"layer {name!r}: {error}"
+        raise UnsupportedError(msg) from None
+
+
+def _folds(norm: nn.Module, mark: _Mark) -> bool:
+    """Return whether a normalisation can be taken for a part of the site: it treats each row of its matrix as one."""
+    weight, fold = getattr(mark.site, "weight", None), fold_of(norm)
+    has_bias = getattr(mark.site, "bias", None) is not None
+    if weight is None or fold is None or not can_fold(norm, has_bias):
+        return False
+    axis = len(mark.shape) - (weight.dim() - 1)  # that of the rows in the site's output
+    if not mark.trail:
+        return axis == 1 and mark.shape[1] == len(fold.scale)
+    rows = torch.arange(mark.shape[axis], dtype=torch.int32).reshape(-1, *[1] * (len(mark.shape) - axis - 1))
+    rows = rows.expand(mark.shape).contiguous()
+    for step in mark.trail:
+        rows = step(rows)
+    wanted = torch.arange(len(fold.scale), dtype=torch.int32).reshape(-1, *[1] * (rows.dim() - 2))
+    return rows.shape[1] == len(fold.scale) == mark.shape[axis] and bool((rows == wanted).all())
+
+
+def _says_nothing(out: object, function: str) -> bool:
+    """Return whether what a function returns tells of a tensor's shape or type alone, not of its entries."""
+    if isinstance(out, tuple) and not isinstance(out, torch.Tensor):
+        return all(_says_nothing(each, function) for each in out)
+    if out is None:
+        return function == "__get__"  # an attribute that is not there; else a function that writes, as __setitem__
+    return isinstance(out, bool | int | str | torch.dtype | torch.device | torch.layout)
+
+
+def _tensors(nested: object) -> Iterator[torch.Tensor]:
     if isinstance(nested, torch.Tensor):
         yield nested
     elif isinstance(nested, tuple | list):
