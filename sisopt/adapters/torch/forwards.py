@@ -44,7 +44,7 @@ class Passes:
         """Return the calls of a module in the pass over batch ``number``: the next, or with ``every`` all of them.
 
         Held passes go on from where they stand; one that does not meet the module any more, because batches call their
-        modules in another order, is run from the start. None where the module is not called.
+        modules in another order, is run from the start. An empty list where the module is not called.
         """
         if self.holds and not every:
             while len(self._held) <= number:
