@@ -256,6 +256,14 @@ def test_layers_that_share_a_parameter_are_treated_once(tie):
     assert report.included[0].output_error == pytest.approx(report.layers[0].output_error)
 
 
+def test_a_layer_tied_to_one_that_never_runs_is_made_sparse():
+    model = Wrapped(lambda m, x: m.b(x), a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+    model.a.weight = model.b.weight
+    report = fast(model, torch.randn(2, 40, 6), sparsity=0.5)
+    assert [(layer.name, layer.status) for layer in report.layers][1] == ("a", "kept dense: never reached")
+    assert nonzeros(model, "b.weight") == report.n_kept == 18
+
+
 def test_a_module_under_two_names_is_one_layer_called_twice():
     fc = nn.Linear(6, 6)
     model = Wrapped(lambda m, x: m.head(torch.relu(m.b(torch.relu(m.a(x))))), a=fc, b=fc, head=nn.Linear(6, 4))

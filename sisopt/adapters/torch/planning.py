@@ -89,25 +89,23 @@ def _reason(
 
 
 def _owners(model: nn.Module, sites: Sequence[str]) -> dict[tuple[int, ...], str]:
-    """Return the first that holds each parameter, a module that is no site before all sites, by the parameter's place.
+    """Return the first that holds each parameter, by the parameter's place: modules that are no sites, then sites.
 
-    What is inside of a site counts as the site.
+    What is inside of a site counts as the site; those that run come before those that never do.
     """
+    holders = []
+    for name, module in model.named_modules():
+        rank = next((i for i, site in enumerate(sites) if name == site or is_inside(name, site)), -1)
+        holders.append((rank, name if rank < 0 else sites[rank], module))
     owners: dict[tuple[int, ...], str] = {}
-    holders = [
-        (name, next((s for s in sites if name == s or is_inside(name, s)), None), m)
-        for name, m in model.named_modules()
-    ]
-    for is_site in (False, True):
-        for name, site, module in holders:
-            if (site is not None) == is_site:
-                for parameter in module.parameters(recurse=False):
-                    owners.setdefault(_place(parameter), name if site is None else site)
+    for _, owner, module in sorted(holders, key=lambda holder: holder[0]):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(_place(parameter), owner)
     return owners
 
 
 def _place(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Return what tells parameters apart that do not begin with the same number in memory, tied ones do."""
+    """Return where a parameter begins in memory, which is what tied ones have in common."""
     return (parameter.data_ptr(),) if parameter.numel() else (0, id(parameter))
 
 
