@@ -137,7 +137,7 @@ def test_padding_of_tokens():
     kind = kind_of(linear)
     real = kind.call(linear, (tokens,), {}).kept(padding)
     assert torch.equal(tokens.reshape(-1, 4)[real], tokens[padding])
-    assert kind.call(linear, (randn(6, 4),), {}).kept(padding) is None
+    assert kind.call(linear, (randn(7, 4),), {}).kept(padding) is None
     assert kind.call(linear, (randn(2, 5, 4),), {}).kept(padding) is None
     assert kind.call(linear, (randn(2, 3, 7, 4),), {}).kept(padding) is None  # 3 heads, not 3 tokens
     assert kind.call(nn.Linear(3, 2), (randn(2, 3),), {}).kept(padding) is None
@@ -687,3 +687,13 @@ def test_lazy_modules_have_a_kind_once_they_have_weights():
         kind_of(module)
     module(randn(2, 4))
     assert kind_of(module) is kind_of(nn.Linear(2, 2))
+
+
+def test_tokens_one_after_another_keep_their_padding():
+    linear = torch.nn.Linear(3, 2)
+    padding = torch.tensor([[True, True, False], [True, False, False]])
+    for shape in ((2, 3, 3), (6, 3)):
+        call = kind_of(linear).call(linear, (torch.zeros(shape),), {})
+        assert call.kept(padding).tolist() == [True, True, False, True, False, False]
+    for shape in ((5, 3), (3, 2, 3), (2, 3)):
+        assert kind_of(linear).call(linear, (torch.zeros(shape),), {}).kept(padding) is None

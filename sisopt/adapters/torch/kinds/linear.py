@@ -24,10 +24,9 @@ class VectorCall:
         return self._vectors.reshape(-1, self._vectors.shape[-1])[at.to(self._vectors.device)]
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
-        """Return the padding flattened where the vectors are tokens (n_batch, length)."""
-        if self._vectors.dim() != 3 or self._vectors.shape[:2] != padding.shape:
-            return None
-        return padding.reshape(-1)
+        """Return the padding flattened where the vectors are tokens, (n_batch, length) or these one after another."""
+        tokens = self._vectors.shape[:-1]
+        return padding.reshape(-1) if tokens in (padding.shape, (padding.numel(),)) else None
 
 
 class Linear:
