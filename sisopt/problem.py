@@ -418,7 +418,7 @@ class LayerProblem:
         return self._with(mask=mask, penalty=g)
 
     def with_loss(self, **changes: Any) -> LayerProblem:
-        """Return a copy with another fidelity or other entry weights, sharing the data and what came of the inputs."""
+        """Return a copy with another fidelity, tolerance or entry weights, sharing data and what came of the inputs."""
         kept = {name: self._cache[name] for name in ("gram", "center", "metric") if name in self._cache}
         return self._with(**changes, _cache=kept)
 

@@ -42,12 +42,16 @@ class Settings:
         Whether entries are weighted by R'(z)**2, the distance in outputs to first order.
     refit : bool
         Whether the values on the support are fitted once more.
+    tolerance : float
+        How far outputs may be from the dense layer's before that counts: what pre-activations may be are sets then,
+        wide where the activation is flat.
     """
 
     fidelity: float
     ridge: float
     slopes: bool = False
     refit: bool = True
+    tolerance: float = 0.0
 
     def having(self, name: str, value: float) -> Settings:
         """Return the settings with another value of one."""
@@ -55,7 +59,9 @@ class Settings:
         return replace(self, **changes)
 
     def __str__(self) -> str:
-        return f"fidelity {self.fidelity:g}, ridge {self.ridge:g}" + ", slope weights" * self.slopes
+        words = [f"fidelity {self.fidelity:g}", f"ridge {self.ridge:g}"]
+        words += ["slope weights"] * self.slopes + [f"tolerance {self.tolerance:.2g}"] * (self.tolerance > 0)
+        return ", ".join(words)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import sisopt
-from sisopt import GeneralizationWarning, LayerProblem, MaxPool, get_pattern
+from sisopt import GeneralizationWarning, LayerProblem, MaxPool, Settings, get_activation, get_pattern
+from sisopt.refine import pilot as trials
 from sisopt.refine.pilot import FIDELITIES, RIDGES, make_pilot
 
 sparsify = functools.partial(sisopt.sparsify, n_threads=1)  # layers are too small for more
@@ -225,3 +226,49 @@ def test_validation_inputs_warn_whatever_the_effort():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sparsify(X[:26], W, b, sparsity=0.3, effort="fast", fidelity=0.0)  # nothing to tell it from
+
+
+# --- sets for the targets of smooth activations ----------------------------------------------------------------------
+
+
+def smooth_layer(seed, n=1500, n_in=40, n_out=48):
+    """Inputs that hang together, as those of trained layers do; outputs mostly in the flat part of GELU."""
+    rng = np.random.default_rng(seed)
+    X = np.maximum(rng.normal(size=(n, 12)) @ rng.normal(size=(12, n_in)) + 0.3 * rng.normal(size=(n, n_in)), 0.0)
+    return X, rng.normal(size=(n_out, n_in)) / 12, rng.normal(size=n_out) / 2 - 3.0
+
+
+@quiet
+def test_sets_are_taken_where_they_pay_and_pay_on_other_samples(monkeypatch):
+    ratios = []
+    forward = get_activation("gelu").forward
+    for seed in range(3):
+        X, W, b = smooth_layer(seed, n=3000)
+        test, X = X[:1500], X[1500:]
+        Y = forward(test @ W.T + b)
+        made = []
+        for share in (trials.TOLERANCE, 0.0):
+            monkeypatch.setattr(trials, "TOLERANCE", share)
+            made.append(sparsify(X, W, b, activation="gelu", sparsity=0.5))
+        errors = [np.linalg.norm(forward(test @ each.weight.T + each.bias) - Y) for each in made]
+        monkeypatch.undo()
+        assert made[1].settings.tolerance == 0.0
+        assert made[0].settings.tolerance > 0.0
+        ratios.append(errors[0] / errors[1])
+    assert max(ratios) < 0.85
+
+
+@quiet
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_no_sets_of_their_own_where_targets_are_sets_or_nothing_bends(activation):
+    assert sparsify(*smooth_layer(0), activation=activation, sparsity=0.8).settings.tolerance == 0.0
+
+
+@quiet
+def test_a_tolerance_that_was_asked_for_stays():
+    made = sparsify(*smooth_layer(0), activation="gelu", sparsity=0.8, tolerance=0.01)
+    assert made.settings.tolerance == 0.0  # the problem's own counts
+
+
+def test_settings_say_their_tolerance():
+    assert str(Settings(0.05, 1e-3, tolerance=0.012)) == "fidelity 0.05, ridge 0.001, tolerance 0.012"

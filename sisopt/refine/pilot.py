@@ -27,13 +27,15 @@ from .measure import measure
 from .metric import most_samples
 from .model import LossModel
 from .posing import has_slopes, posed
-from .swap import FAST, swap
+from .swap import DEFAULT, FAST, swap
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 FIDELITIES = (0.0, 0.05, 0.2, 1.0)
+FIDELITY = 0.05  # to start from where a target is a set
+TOLERANCE = 0.2  # of the root mean square of the error that the outputs have anyway
 BETTER = 0.998  # of the held-out error: a setting that gains less is not worth leaving the one before
 HELD_OUT = 5  # one sample in so many
 LEAST_SAMPLES = 20  # fewer tell nothing
@@ -76,7 +78,16 @@ class Pilot:
             best = self._climb(best, "fidelity", FIDELITIES)
         if has_slopes(self.part):
             best = self._better(best, replace(best.settings, slopes=True))
+            tolerance = TOLERANCE * best.error * self._size()
+            if tolerance > 0.0:
+                wide = best.settings.having("tolerance", tolerance)
+                best = self._better(best, wide.having("fidelity", FIDELITY) if fidelity else wide)
         return self._judged(best)
+
+    def _size(self) -> float:
+        """Return the root mean square of the dense layer's outputs on the samples held out."""
+        Y = self.held_out.activation.forward(np.asarray(self.held_out.preactivations, dtype=np.float64))
+        return math.sqrt(float(np.mean(Y**2)))
 
     def _climb(self, best: Trial, name: str, ladder: tuple[float, ...]) -> Trial:
         """Return the best trial among neighbouring values of a setting, going on in the first direction that pays."""
@@ -101,7 +112,9 @@ class Pilot:
         problem = posed(self.part, settings)
         model = LossModel(problem, self.dtype, self.n_threads, self._models[-1] if self._models else None)
         self._models[:] = [model]
-        U, _ = swap(model, model.dense, self._select, FAST, settings.ridge, self.deadline)
+        # beside trials on a quadratic, which are slow to grow rho, one on sets has to be as slow
+        schedule = replace(FAST, growth=math.sqrt(FAST.growth), follow=DEFAULT.follow) if settings.tolerance else FAST
+        U, _ = swap(model, model.dense, self._select, schedule, settings.ridge, self.deadline)
         V = damped_refit(model, U, settings.ridge, REFIT_STEPS, self.deadline)
         W = model.weights(V)
         return Trial(

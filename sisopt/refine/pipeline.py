@@ -27,7 +27,7 @@ from .damped import damped_refit
 from .measure import FLOAT64, Measured, measure
 from .metric import is_wide, most_samples
 from .model import LossModel
-from .pilot import Trial, make_pilot, scarce
+from .pilot import FIDELITY, Trial, make_pilot, scarce
 from .posing import Nothing, posed, precision, without_weights
 from .refit import refit
 from .reweight import reweighted
@@ -40,7 +40,7 @@ Floats = npt.NDArray[Any]
 EFFORTS = ("fast", "default", "full")
 SCHEDULES = dict(zip(EFFORTS, (FAST, DEFAULT, FULL), strict=True))
 REFIT_STEPS = dict(zip(EFFORTS, (1, 3, 10), strict=True))
-RIDGE, SCARCE_RIDGE, FIDELITY = 1e-3, 1e-2, 0.05  # to start from, SCARCE_RIDGE where samples are few
+RIDGE, SCARCE_RIDGE = 1e-3, 1e-2  # to start from, the second where samples are few
 BUDGET_RIDGE = 1e-4  # under a budget, which the calibration samples are to keep
 LEAST_SAMPLES, PER_INPUT = 1 << 13, 16  # of a swap: the larger of the two, PER_INPUT for every input
 SEARCH_STEPS, NARROW = 10, 0.005  # of the search for the fewest weights that keep a budget
@@ -133,7 +133,7 @@ class Pipeline:
         pilot = make_pilot(self._busy, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, until)
         if pilot is None or time.monotonic() >= self._deadline:
             return settings, None
-        trial = pilot.choose(settings, fidelity=free)
+        trial = pilot.choose(settings, fidelity=self.free)
         return trial.settings, trial
 
     def _model(self, work: LayerProblem) -> LossModel:

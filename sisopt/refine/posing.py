@@ -28,6 +28,8 @@ def posed(problem: LayerProblem, settings: Settings) -> LayerProblem:
     changes: dict[str, Any] = {}
     if settings.fidelity != problem.fidelity:
         changes["fidelity"] = settings.fidelity
+    if settings.tolerance > problem.tolerance:
+        changes["tolerance"] = settings.tolerance
     if settings.slopes:
         changes["entry_weights"] = _slope_weights(problem)
     return problem.with_loss(**changes) if changes else problem
