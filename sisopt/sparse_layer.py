@@ -37,7 +37,7 @@ class Settings:
         beta, the weight of the plain distance to the dense pre-activations.
     ridge : float
         The weight of the squared distance to the dense weights, in units of outputs: that of w_ij is
-        ``ridge * ||x_j||**2``.
+        ``ridge * ||x_j||**2``, somewhat more where an input hardly moves.
     slopes : bool
         Whether entries are weighted by R'(z)**2, the distance in outputs to first order.
     refit : bool

@@ -1,4 +1,4 @@
-"""The Gram metric of scaled inputs, in which refinements step: G with ones on its diagonal, and (G + shift I)^-1.
+"""The Gram metric of scaled inputs, in which refinements step: G, its diagonal nearly ones, and (G + shift I)^-1.
 
 Where inputs outnumber the samples by far, G has the rank of these and is never formed: it is V diag(values) V' from an
 eigendecomposition over samples, and (G + s I)^-1 = I / s + V diag(1 / (values + s) - 1 / s) V'.

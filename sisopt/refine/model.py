@@ -1,8 +1,8 @@
 """The layer's loss as refinements see it: its gradient over the data, and a quadratic above it in the Gram metric.
 
 Weights are in units of outputs here, u_ij = w_ij s_j with s_j = ||x_j - m_j|| the reach of input j, so that scaling an
-input changes nothing. The Gram matrix G of such inputs has ones on its diagonal, and with L = top + beta (the largest
-entry weight and the fidelity)
+input changes nothing; rare inputs reach a little further (see `metric`). With the Gram matrix G of such inputs and
+L = top + beta (the largest entry weight and the fidelity)
 
     phi(U) <= phi(V) + <grad phi(V), U - V> + L/2 tr (U - V) G (U - V)'.
 
