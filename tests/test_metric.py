@@ -45,6 +45,21 @@ def test_both_metrics_are_the_same(monkeypatch, bias, weights):
         np.testing.assert_allclose(dense.shifted(shift, 500)(R), exact, rtol=1e-8, atol=1e-8)
 
 
+def test_inputs_that_hang_together_are_solved_for_in_float32_as_well():
+    rng = np.random.default_rng(0)
+    n, n_in = 60, 2000
+    X = rng.normal(size=(n, 1)) + 0.05 * rng.normal(size=(n, n_in))  # one eigenvalue of nearly n_in
+    problem = sisopt.LayerProblem(X.astype(np.float32), rng.normal(size=(4, n_in)), np.zeros(4), activation="relu")
+    F32 = np.dtype(np.float32)
+    thin = metric_of(problem, input_center(problem), F32, 1)
+    assert isinstance(thin, ThinMetric)
+    R = rng.normal(size=(4, n_in)).astype(F32)
+    for shift in (1e-3, 0.02):
+        U = thin.shifted(shift, 4)(thin.times(R) + F32.type(shift) * R)
+        assert U.dtype == F32
+        np.testing.assert_allclose(U, R, atol=2e-5 / shift)  # what float32 leaves of the right-hand side
+
+
 def test_a_wide_relu_layer_comes_out_the_same(monkeypatch):
     problem = wide_problem(n=60, n_in=150)
     X, W, b = problem.inputs, problem.weight, problem.bias

@@ -28,6 +28,7 @@ FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth for
 WIDE = 2  # inputs per sample above which the Gram matrix is not worth forming
 FLOOR = 1e-3  # of the mean square of what inputs add to outputs
 WIDE_SAMPLES = 4000  # that a refinement looks at where inputs are more than WIDE times as many: it decomposes these
+NULL = 1e-10  # of the largest eigenvalue: smaller ones count as zero
 COLUMNS = 1 << 10  # inputs that are scaled together
 
 
@@ -81,7 +82,11 @@ class DenseMetric(Metric):
 
 
 class ThinMetric(Metric):
-    """Its eigenvectors of values that are not zero."""
+    """Its eigenvectors of values that are not zero, in float64 throughout.
+
+    What is not in their span is divided by the shift alone, and the values reach as many times that as there are
+    inputs: in float32, the rounding of the span would come out larger than what lies in it.
+    """
 
     def __init__(self, problem: LayerProblem, center: Array, dtype: np.dtype[Any], n_threads: int) -> None:
         X, v = problem.inputs, problem.sample_weights
@@ -99,34 +104,33 @@ class ThinMetric(Metric):
             if problem.has_bias:
                 least = problem.total_weight * (CONSTANT[dtype] * np.abs(center[start : start + COLUMNS])) ** 2
                 squares[squares <= least] = 0.0
-            return block.astype(dtype), squares
+            return block, squares
 
         blocks, squares = zip(*ordered_map(scaled, edges, n_threads), strict=True)
         super().__init__(np.concatenate(squares), mean_squares(problem), dtype, n_threads)
         for start, block in zip(edges, blocks, strict=True):
-            block *= self.inverse[start : start + COLUMNS].astype(dtype)
+            block *= self.inverse[start : start + COLUMNS]
         kernel = np.zeros((problem.n_samples, problem.n_samples))
         for product in ordered_map(lambda block: block @ block.T, blocks, n_threads):
             kernel += product
-        values, basis = np.linalg.eigh(kernel.astype(dtype))
-        real = values > np.finfo(dtype).eps * len(values) * values[-1]
-        self._values: Floats = values[real]
+        values, basis = np.linalg.eigh(kernel)
+        real = values > NULL * values[-1]
+        self._values: Array = values[real]
         basis = basis[:, real] / np.sqrt(self._values)
-        self._vectors: Floats = np.concatenate(list(ordered_map(lambda block: block.T @ basis, blocks, n_threads)))
+        self._vectors: Array = np.concatenate(list(ordered_map(lambda block: block.T @ basis, blocks, n_threads)))
 
     def times(self, left: Floats) -> Floats:
         """See `Metric`."""
-        return self._between(left, self._values)
+        return self._between(left, self._values).astype(self.dtype)
 
     def shifted(self, shift: float, n_out: int) -> Solve:
         """See `Metric`."""
-        inner = (1.0 / (self._values + shift) - 1.0 / shift).astype(self.dtype)
-        outer = self.dtype.type(1.0 / shift)
-        return lambda right: outer * right + self._between(right, inner)
+        inner, outer = 1.0 / (self._values + shift) - 1.0 / shift, 1.0 / shift
+        return lambda right: (outer * right + self._between(right, inner)).astype(self.dtype)
 
-    def _between(self, left: Floats, values: Floats) -> Floats:
-        """Return U V diag(values) V'."""
-        seen = row_product(left, self._vectors, self.n_threads)
+    def _between(self, left: Floats, values: Array) -> Array:
+        """Return U V diag(values) V' in float64."""
+        seen = row_product(left.astype(np.float64), self._vectors, self.n_threads)
         return row_product(seen * values, self._vectors.T, self.n_threads)
 
 
