@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from sisopt.network.atomic_files import replace_files
 
 Array = np.ndarray
 
@@ -81,9 +82,7 @@ class Results:
         for entry in self._all.values():
             content["layers" if isinstance(entry, LayerResult) else "networks"].append(asdict(entry))
         self._path.parent.mkdir(exist_ok=True)
-        scratch = self._path.with_suffix(".new")
-        scratch.write_text(json.dumps(content, indent=0), encoding="utf-8")
-        os.replace(scratch, self._path)
+        replace_files(self._path.parent, {self._path.name: json.dumps(content, indent=0).encode()})
 
     @property
     def layers(self) -> list[LayerResult]:

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -94,6 +95,19 @@ def untrained(recipe: Recipe, shape: tuple[int, int, int], n_classes: int) -> Ne
     return network
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: the same bits on any number of cores, and none that wait for each other."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def train(network: Network, images: Images, recipe: Recipe) -> Network:
     """Return the network trained with Adam and a learning rate that rises and falls, by cross-entropy."""
     try:
@@ -101,9 +115,7 @@ def train(network: Network, images: Images, recipe: Recipe) -> Network:
     except ImportError as error:
         raise ImportError("to train the networks of the benches, install torch: pip install 'sisopt[torch]'") from error
 
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same bits on any number of cores; and threads that wait for each other cost more
-    try:
+    with one_thread():
         tensors = [torch.tensor(array, requires_grad=True) for array in parameters(network)]
         optimizer = torch.optim.Adam(tensors, lr=recipe.rate, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=recipe.steps)
@@ -115,8 +127,6 @@ def train(network: Network, images: Images, recipe: Recipe) -> Network:
             loss.backward()
             optimizer.step()
             schedule.step()
-    finally:
-        torch.set_num_threads(n_threads)
     return with_parameters(network, [tensor.detach().numpy() for tensor in tensors])
 
 

@@ -177,6 +177,16 @@ def output_error(
     problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None, n_threads: int | None = None
 ) -> float:
     """Return ||R(Z) - Y||_F / ||Y||_F for weights (n_out, n_in) and bias (n_out,), Y the dense layer's outputs."""
+    difference, reference = output_energies(problem, weight, bias, n_threads)
+    if reference == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return float(np.sqrt(difference / reference))
+
+
+def output_energies(
+    problem: LayerProblem, weight: npt.ArrayLike, bias: npt.ArrayLike | None, n_threads: int | None = None
+) -> tuple[float, float]:
+    """Return ||R(Z) - Y||_F**2 and ||Y||_F**2, of which `output_error` is the root of the quotient."""
     assert problem.inputs is not None
     X, R = problem.inputs, problem.activation
     W = np.asarray(weight, dtype=np.float64)
@@ -199,6 +209,4 @@ def output_error(
 
     errors = np.array(list(ordered_map(part, problem.chunks(), resolve_threads(n_threads))))
     difference, reference = errors.sum(axis=0).tolist()
-    if reference == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return float(np.sqrt(difference / reference))
+    return difference, reference

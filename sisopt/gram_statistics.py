@@ -66,8 +66,16 @@ def forget_constants(gram: npt.NDArray[Any], center: Array, total_weight: float,
 
     ``spread`` is their standard deviation over their mean up to which they count as such.
     """
-    constant = np.diagonal(gram) <= total_weight * (spread * np.abs(center)) ** 2
+    constant = constant_inputs(np.diagonal(gram), center, total_weight, spread)
     gram[constant], gram[:, constant] = 0.0, 0.0
+
+
+def constant_inputs(
+    squares: npt.NDArray[Any], center: Array, total_weight: float, spread: float
+) -> npt.NDArray[np.bool_]:
+    """Return which inputs are constant up to rounding, (n_in,); ``squares`` are those of their centred norms."""
+    constant: npt.NDArray[np.bool_] = squares <= total_weight * (spread * np.abs(center)) ** 2
+    return constant
 
 
 def input_gram(problem: LayerProblem, n_threads: int) -> tuple[Array, float]:

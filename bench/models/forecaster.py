@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.cache import cache_dir, store
 from bench.models import Subject, in_batches
 from bench.models.series import employment
+from bench.training import one_thread
 
 SEEDS = (0, 1, 2)
 PAST, FUTURE = 48, 12  # months in and out
@@ -106,9 +107,7 @@ def smape(forecasts: Tensor, truth: Tensor) -> float:
 
 def train(windows: Windows, recipe: Recipe) -> Forecaster:
     """Return a network trained with Adam, a learning rate that rises and falls, and the mean absolute error."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same bits on any number of cores
-    try:
+    with one_thread():
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(recipe.seed)
             model = Forecaster(recipe)
@@ -122,8 +121,6 @@ def train(windows: Windows, recipe: Recipe) -> Forecaster:
             loss.backward()
             optimizer.step()
             schedule.step()
-    finally:
-        torch.set_num_threads(n_threads)
     return model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import sisopt
 from bench.models import Subject
 from bench.quality_results import digest
 from bench.rivals.pruning import PRUNERS
+from sisopt.network.atomic_files import replace_files
 
 Array = np.ndarray
 
@@ -67,9 +67,8 @@ class Store:
         """Keep a result in the place of an older one; the file is whole at any time."""
         self.results[result.key] = result
         self._path.parent.mkdir(exist_ok=True)
-        scratch = self._path.with_suffix(".new")
-        scratch.write_text(json.dumps([asdict(each) for each in self.results.values()], indent=0), encoding="utf-8")
-        os.replace(scratch, self._path)
+        content = json.dumps([asdict(each) for each in self.results.values()], indent=0)
+        replace_files(self._path.parent, {self._path.name: content.encode()})
 
 
 def measure_model(subject: Subject, store: Store) -> None:

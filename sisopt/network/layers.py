@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from ..activations import Activation
@@ -27,7 +26,6 @@ class Program:
     bias: Floats | None  # (n_out,)
     activation: str | Activation
     preactivations: Floats | None  # (n_samples, n_out)
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,3 @@ class Network(Protocol):
 
     def put(self, number: int, parts: Sequence[tuple[Floats, Floats | None]]) -> None:
         """Replace a layer by sparse matrices and biases, one pair for each of its programs."""
-
-
-def count_split(scores: Sequence[Floats], kept: int) -> list[int]:
-    """Return how many weights each of several matrices keeps: those of the ``kept`` largest scores, ties by order."""
-    every = np.concatenate([np.ravel(s) for s in scores])
-    edges = np.cumsum([0, *(s.size for s in scores)])
-    largest = np.argsort(-every, kind="stable")[:kept]
-    return [int(n) for n in np.histogram(largest, edges)[0]] if kept else [0] * len(scores)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..activations import get_activation
 from ..errors import GeneralizationWarning, InfeasibleBudgetError, InvalidInputError
+from ..evaluation import output_energies
 from ..layer import sparsify
 from ..patterns import Pattern
-from ..threads import ordered_map, resolve_threads, serial_blas
+from ..problem import LayerProblem
+from ..threads import ordered_map, resolve_threads
 from ..validation import as_float_array, check_shape
-from .layers import Program, count_split
+from .layers import Program
 
 Floats = npt.NDArray[Any]
 Matrix = tuple[Floats, Floats | None]  # weight and bias
 
-BLOCK = 1 << 12  # samples of an error that are looked at together
 MANY = 8  # programs of a layer that are solved side by side
 
 
@@ -78,8 +78,7 @@ class Solving:
             warnings.simplefilter("ignore", GeneralizationWarning)  # the report tells both errors
             jobs = zip(programs, goals, strict=True)
             found = list(ordered_map(lambda job: self._one(*job, inner), jobs, outer))
-        with serial_blas():
-            return _together(programs, found)
+        return _together(programs, found, n_threads)
 
     def _one(self, program: Program, goal: LayerGoal, n_threads: int) -> Solved:
         if self.solver is not None:
@@ -136,16 +135,16 @@ def _split(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[L
     if len(programs) == 1:
         counts = [kept]
     else:
-        counts = count_split([np.abs(p.weight) * np.linalg.norm(p.inputs, axis=0) for p in programs], kept)
+        counts = _count_split([np.abs(p.weight) * np.linalg.norm(p.inputs, axis=0) for p in programs], kept)
     return [
         LayerGoal(1.0 - count / program.weight.size, goal.pattern)
         for program, count in zip(programs, counts, strict=True)
     ]
 
 
-def _together(programs: list[Program], found: list[Solved]) -> Solved:
+def _together(programs: list[Program], found: list[Solved], n_threads: int) -> Solved:
     """Return one record of a layer's programs; errors are added as parts of one output, by its energy."""
-    energies = [_energies(program, each.parts[0]) for program, each in zip(programs, found, strict=True)]
+    energies = [_energies(program, each.parts[0], n_threads) for program, each in zip(programs, found, strict=True)]
     difference, reference = np.sum(energies, axis=0)
     shares = np.array([ref for _, ref in energies])
 
@@ -170,21 +169,21 @@ def _together(programs: list[Program], found: list[Solved]) -> Solved:
     )
 
 
-def _energies(program: Program, part: Matrix) -> tuple[float, float]:
+def _energies(program: Program, part: Matrix, n_threads: int) -> tuple[float, float]:
     """Return ||R(Z) - Y||**2 and ||Y||**2."""
-    R, (W, b) = get_activation(program.activation), part
-    difference = reference = 0.0
-    for start in range(0, program.inputs.shape[0], BLOCK):
-        X = program.inputs[start : start + BLOCK]
-        Z = X @ W.T if b is None else X @ W.T + b
-        if program.preactivations is not None:
-            Z0 = program.preactivations[start : start + BLOCK]
-        else:
-            Z0 = X @ program.weight.T if program.bias is None else X @ program.weight.T + program.bias
-        Y = R.forward(Z0.astype(np.float64))
-        difference += float(np.sum((R.forward(Z.astype(np.float64)) - Y) ** 2))
-        reference += float(np.sum(Y**2))
-    return difference, reference
+    dense = LayerProblem(
+        program.inputs, program.weight, program.bias, activation=program.activation,
+        preactivations=program.preactivations,
+    )  # fmt: skip
+    return output_energies(dense, *part, n_threads)
+
+
+def _count_split(scores: Sequence[Floats], kept: int) -> list[int]:
+    """Return how many weights each of several matrices keeps: those of the ``kept`` largest scores, ties by order."""
+    every = np.concatenate([np.ravel(s) for s in scores])
+    edges = np.cumsum([0, *(s.size for s in scores)])
+    largest = np.argsort(-every, kind="stable")[:kept]
+    return [int(n) for n in np.histogram(largest, edges)[0]] if kept else [0] * len(scores)
 
 
 def check_finite(name: str, programs: list[Program]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import products
-from ..gram_statistics import forget_constants
+from ..gram_statistics import constant_inputs, forget_constants
 from ..problem import LayerProblem
 from ..threads import ordered_map
 
@@ -102,8 +102,8 @@ class ThinMetric(Metric):
                 block *= roots
             squares = np.einsum("ij,ij->j", block, block)
             if problem.has_bias:
-                least = problem.total_weight * (CONSTANT[dtype] * np.abs(center[start : start + COLUMNS])) ** 2
-                squares[squares <= least] = 0.0
+                about = center[start : start + COLUMNS]
+                squares[constant_inputs(squares, about, problem.total_weight, CONSTANT[dtype])] = 0.0
             return block, squares
 
         blocks, squares = zip(*ordered_map(scaled, edges, n_threads), strict=True)

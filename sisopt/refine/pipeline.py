@@ -29,6 +29,7 @@ from .metric import is_wide, most_samples
 from .model import LossModel
 from .pilot import FIDELITY, Trial, make_pilot, scarce
 from .posing import Nothing, posed, precision, without_weights
+from .power_law import predicted_count
 from .refit import refit
 from .reweight import reweighted
 from .rounding import round_to_pattern
@@ -45,9 +46,6 @@ BUDGET_RIDGE = 1e-4  # under a budget, which the calibration samples are to keep
 LEAST_SAMPLES, PER_INPUT = 1 << 13, 16  # of a swap: the larger of the two, PER_INPUT for every input
 SEARCH_STEPS, NARROW = 10, 0.005  # of the search for the fewest weights that keep a budget
 AIM, CLOSE = 0.997, 0.99  # of the radius allowed: what a step aims at, and what is near enough
-
-
-MOST_AHEAD = math.log(1e6)  # of a prediction: the logarithm of its count over the last
 SHARE = 0.3  # of the time that a limit leaves, for trial runs
 PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
 
@@ -226,7 +224,7 @@ class Pipeline:
         for _ in range(SEARCH_STEPS):
             if most - least <= max(1.0, NARROW * most) or time.monotonic() >= self._deadline:
                 break
-            count = _predicted(seen[-2:], AIM * allowed)
+            count = predicted_count(seen[-2:], AIM * allowed)
             if not least < count < most:
                 count = round(math.sqrt(max(least, 1) * most))
             made = self._with_count(model, count, settings)
@@ -308,14 +306,3 @@ class Pipeline:
             made.weight, made.bias, made.sparsity, relative, made.output_error, held, convex, settings,
             tuple(self.stages),
         )  # fmt: skip
-
-
-def _predicted(seen: list[tuple[int, float]], radius: float) -> int:
-    """Return the count at which a power law through the last two (count, radius) has the radius, inverse from one."""
-    (count, value), power = seen[-1], -1.0
-    if value <= 0.0 or radius <= 0.0:
-        return 0
-    if len(seen) == 2 and seen[0][0] != count and seen[0][1] > 0.0:
-        slope = math.log(value / seen[0][1]) / math.log(count / seen[0][0])
-        power = slope if slope < 0.0 else power
-    return round(count * math.exp(min(math.log(radius / value) / power, MOST_AHEAD)))

@@ -97,11 +97,11 @@ class TorchNetwork:
                 with spilled(bytes_of(programs, most), self._sampling.max_memory // 2) as folder:
                     rows = [Rows(most, p.weight.shape[1], folder) for p in programs]
                     goals = [] if dense else [Rows(most, len(p.weight), folder) for p in programs]
-                    self._fill(number, layer, passes, programs, rows, goals)
+                    self._fill(number, passes, programs, most, rows, goals)
                     yield number, [
                         Solvable(
                             X.array, program.weight, program.bias, program.activation or layer.activation,
-                            None if dense else goals[i].array, program.label,
+                            None if dense else goals[i].array,
                         )
                         for i, (program, X) in enumerate(zip(programs, rows, strict=True))
                     ]  # fmt: skip
@@ -155,15 +155,15 @@ class TorchNetwork:
     def _fill(
         self,
         number: int,
-        layer: Layer,
         passes: list[Passes],
         programs: list[Program],
+        most: int,
         rows: list[Rows],
         goals: list[Rows],
     ) -> None:
         """Draw samples from all calls of a layer: inputs of the last passes, pre-activations of the dense network's."""
-        site, every = layer.site, layer.site.n_calls > 1
-        most = quotas(self._samples(programs), len(self._batches))
+        site = self._layers[number].site
+        every, shares = site.n_calls > 1, quotas(most, len(self._batches))
         for i, batch in enumerate(self._batches):
             padding = padding_of(batch)
             stops = [each.reach(site.name, i, every=every) for each in passes]
@@ -172,7 +172,7 @@ class TorchNetwork:
                 calls = [site.kind.call(stop.module, stop.args, stop.kwargs) for stop in together]
                 if calls[0].n_positions != calls[-1].n_positions:
                     continue  # other tokens come this way than in the dense network, as where experts are chosen
-                at = drawn(calls[-1], padding, quotas(most[i], len(stops[0]))[c], rng)
+                at = drawn(calls[-1], padding, quotas(shares[i], len(stops[0]))[c], rng)
                 if not len(at):
                     continue
                 for p, program in enumerate(programs):
