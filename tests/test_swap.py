@@ -11,7 +11,7 @@ import pytest
 
 import sisopt
 from sisopt import LayerProblem, WeightedL1, get_pattern
-from sisopt.refine import metric
+from sisopt.refine import metric, pipeline
 from sisopt.refine.damped import damped_refit
 from sisopt.refine.model import LossModel
 from sisopt.refine.swap import DEFAULT, FAST, FULL, swap
@@ -299,3 +299,20 @@ def test_refit_of_the_dense_layer_is_the_dense_layer(make_layer):
         problem = LayerProblem(layer.X, layer.W, layer.b, activation=activation)
         model = LossModel(problem, F64, 1)
         np.testing.assert_allclose(damped_refit(model, model.dense, 1e-3, 5, math.inf), model.dense, rtol=1e-10)
+
+
+@pytest.mark.parametrize("where", [1e6, np.nan])
+def test_a_swap_that_goes_astray_gives_way_to_the_dense_weights_cut_to_the_pattern(monkeypatch, where):
+    rng = np.random.default_rng(5)
+    X, W = rng.standard_normal((200, 12)).astype(np.float32), rng.standard_normal((6, 12)).astype(np.float32)
+    good = sparsify(X, W, None, activation="relu", sparsity=0.5, effort="fast")
+
+    def astray(model, start, select, *_):
+        return np.where(select(np.abs(start)), start * model.dtype.type(where), model.dtype.type(0)), 1
+
+    monkeypatch.setattr(pipeline, "swap", astray)
+    layer = sparsify(X, W, None, activation="relu", sparsity=0.5, effort="fast")
+    assert np.count_nonzero(layer.weight) == W.size // 2
+    assert np.isfinite(layer.weight).all()
+    assert layer.output_error <= 1.5 * good.output_error
+    assert [stage.name for stage in layer.stages] == ["swap", "cut", "refit"]

@@ -88,6 +88,9 @@ class Pipeline:
         weight = self._exact(model.weights(U), model.scale, sparsity)
         made = self._measured(weight, model.dtype if settings.refit else FLOAT64)
         self._note("swap", made)
+        if not np.isfinite(U).all() or made.radius > self._nothing.radius:  # worse than no weights at all
+            made = self._or_cut(made, model, sparsity)
+            weight = made.weight.astype(np.float64)
         if settings.refit:
             made = self._refitted(work, model, weight, settings, made)
         return self._layer(made, convex, settings, trial)
@@ -179,6 +182,14 @@ class Pipeline:
             made = measure(self.problem, model.weights(U), self.n_threads)
             errors.append(output_error(judge, made.weight, made.bias, self.n_threads))
         return found[int(np.argmin(errors))]
+
+    def _or_cut(self, made: Measured, model: LossModel, sparsity: float | None) -> Measured:
+        """Return the dense weights cut to the pattern where a swap that went astray ended worse than they are."""
+        cut = self._measured(self._exact(model.weights(model.dense), model.scale, sparsity))
+        if made.radius <= cut.radius:
+            return made
+        self._note("cut", cut, "the swap went astray: the dense weights of most reach instead")
+        return cut
 
     def _exact(self, weight: Array, norms: Array, sparsity: float | None) -> Array:
         """Return the weights with exactly the zeros asked for; ``norms`` (n_in,) is the reach of the inputs."""
