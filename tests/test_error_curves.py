@@ -63,3 +63,26 @@ def test_flops_are_the_cost_of_a_weight():
 def test_few_samples_or_none_give_a_curve(n_samples):
     curves = error_curves(Toy(n_samples), [0, 1], False, Solving("fast"), None, False)
     assert all(np.isfinite(curve.errors).all() for curve in curves)
+
+
+class Grouped(Toy):
+    """One layer of many programs: in some, one weight does it all."""
+
+    def __init__(self, n_easy, n_programs=20):
+        super().__init__()
+        rng = np.random.default_rng(1)
+        self.layers = [LayerInfo("grouped", "Conv2d", (n_programs, 1, 12), 12 * n_programs, "identity")]
+        self.programs = []
+        for i in range(n_programs):
+            weight = np.eye(1, 12) if i < n_easy else rng.normal(size=(1, 12))
+            self.programs.append(Program(rng.normal(size=(300, 12)), weight, None, "identity", None))
+
+    def visit(self, numbers, *, dense=False):
+        yield 0, self.programs
+
+
+def test_a_layer_of_many_programs_is_judged_by_several_of_them():
+    hard, mixed, easy = (error_curves(Grouped(n), [0], False, Solving("fast"), None, False)[0] for n in (0, 10, 20))
+    middle = (FINE > 0.55) & (FINE < 0.8)
+    assert np.all(easy.errors[middle] < 0.1 * mixed.errors[middle])
+    assert np.all(mixed.errors[middle] < 0.8 * hard.errors[middle])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from contextlib import closing
 
@@ -10,19 +11,21 @@ import numpy.typing as npt
 
 from ..errors import GeneralizationWarning
 from ..layer import sparsify
+from ..threads import ordered_map, resolve_threads
 from .allocation import Curve
 from .checkpoint import Checkpoint
 from .layers import Network, Program
 from .progress import progress_bar
-from .solving import Solving, check_finite
+from .solving import LayerGoal, Solving, check_finite, energies_of, split_goals
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which errors are sampled
 FINE = np.linspace(0.02, 0.99, 98)  # those of a curve that is handed out
 TINY = 1e-12  # an error that counts as none
 HELD_OUT = 5  # one sample in so many is held out
-ROWS, SAMPLES = 64, 1 << 12  # neurons and samples of a curve, at most
+PROGRAMS, ROWS, SAMPLES = 16, 64, 1 << 12  # of a curve, at most; rows are neurons of all its programs
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 
 def error_curves(
@@ -68,24 +71,48 @@ def _between(errors: Array) -> Array:
 
 
 def _errors(programs: list[Program], solving: Solving) -> list[float]:
-    """Return the relative output errors of part of a layer at LEVELS."""
+    """Return the relative output errors of part of a layer at LEVELS, on samples held out where there are enough."""
     usable = [p for p in programs if p.inputs.shape[0] > 0]
     if not usable:
         return list(LEVELS)
-    program = max(usable, key=lambda p: p.weight.size)
-    rows = np.unique(np.linspace(0, len(program.weight) - 1, ROWS).round().astype(int))
-    samples = np.unique(np.linspace(0, len(program.inputs) - 1, SAMPLES).round().astype(int))
+    samples = _spread(len(usable[0].inputs), SAMPLES)
     held = samples[HELD_OUT - 1 :: HELD_OUT]  # what a small set can be fitted to tells little of the network's data
     fitted = np.setdiff1d(samples, held) if len(held) else samples
-    errors = []
-    for level in LEVELS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", GeneralizationWarning)  # the held-out error is what counts here
-            layer = sparsify(
-                program.inputs[fitted], program.weight[rows], None if program.bias is None else program.bias[rows],
-                activation=program.activation, sparsity=level, effort="fast", seed=solving.seed,
-                n_threads=solving.n_threads, validation_inputs=program.inputs[held] if len(held) else None,
-            )  # fmt: skip
-        error = layer.output_error if layer.held_out_error is None else layer.held_out_error
-        errors.append(min(error, 1.0))
-    return errors
+    chosen = [usable[i] for i in _spread(len(usable), PROGRAMS)]
+    rows = [_spread(len(p.weight), ROWS // len(chosen)) for p in chosen]
+    parts = [_part(p, fitted, at) for p, at in zip(chosen, rows, strict=True)]
+    judges = [_part(p, held if len(held) else fitted, at) for p, at in zip(chosen, rows, strict=True)]
+    n_threads = resolve_threads(solving.n_threads)
+    return [_error(parts, judges, level, solving, n_threads) for level in LEVELS]
+
+
+def _error(parts: list[Program], judges: list[Program], level: float, solving: Solving, n_threads: int) -> float:
+    """Return the relative output error of programs, made sparse together, on the judges' samples."""
+    kept = round((1.0 - level) * sum(part.weight.size for part in parts))
+    goals = split_goals(parts, LayerGoal(level), kept)
+    outer, inner = (n_threads, 1) if len(parts) > 1 else (1, n_threads)
+
+    def energies(job: tuple[Program, Program, LayerGoal]) -> tuple[float, float]:
+        part, judge, goal = job
+        layer = sparsify(
+            part.inputs, part.weight, part.bias, activation=part.activation, sparsity=goal.sparsity, effort="fast",
+            seed=solving.seed, n_threads=inner, validation_inputs=judge.inputs,
+        )  # fmt: skip
+        return energies_of(judge, (layer.weight, layer.bias), inner)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GeneralizationWarning)  # the held-out error is what counts here
+        jobs = zip(parts, judges, goals, strict=True)
+        difference, reference = np.sum(list(ordered_map(energies, jobs, outer)), axis=0)
+    return min(math.sqrt(difference / reference), 1.0) if reference > 0.0 else float(difference > 0.0)
+
+
+def _part(program: Program, samples: Indices, rows: Indices) -> Program:
+    """Return some neurons of a program, its inputs and targets those of the dense network on some samples."""
+    bias = None if program.bias is None else program.bias[rows]
+    return Program(program.inputs[samples], program.weight[rows], bias, program.activation, None)
+
+
+def _spread(count: int, most: int) -> Indices:
+    """Return at most ``most`` of so many indices, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))

@@ -70,7 +70,7 @@ class Solving:
 
     def solve(self, programs: list[Program], goal: LayerGoal, kept: int | None) -> Solved:
         """Return sparse matrices for a layer's programs; ``kept`` weights stay in all where the goal is a sparsity."""
-        goals = _split(programs, goal, kept)
+        goals = split_goals(programs, goal, kept)
         n_threads = resolve_threads(self.n_threads)
         # many small programs: side by side, with a thread each
         outer, inner = (n_threads, 1) if len(programs) >= MANY else (1, n_threads)
@@ -128,7 +128,7 @@ def _checked(found: Any, program: Program) -> Matrix:
     return W, b
 
 
-def _split(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[LayerGoal]:
+def split_goals(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[LayerGoal]:
     """Return the goals of a layer's programs: weights stay where |w_ij| ||x_j|| is large, over all of them."""
     if kept is None:
         return [goal] * len(programs)
@@ -144,7 +144,7 @@ def _split(programs: list[Program], goal: LayerGoal, kept: int | None) -> list[L
 
 def _together(programs: list[Program], found: list[Solved], n_threads: int) -> Solved:
     """Return one record of a layer's programs; errors are added as parts of one output, by its energy."""
-    energies = [_energies(program, each.parts[0], n_threads) for program, each in zip(programs, found, strict=True)]
+    energies = [energies_of(program, each.parts[0], n_threads) for program, each in zip(programs, found, strict=True)]
     difference, reference = np.sum(energies, axis=0)
     shares = np.array([ref for _, ref in energies])
 
@@ -169,7 +169,7 @@ def _together(programs: list[Program], found: list[Solved], n_threads: int) -> S
     )
 
 
-def _energies(program: Program, part: Matrix, n_threads: int) -> tuple[float, float]:
+def energies_of(program: Program, part: Matrix, n_threads: int) -> tuple[float, float]:
     """Return ||R(Z) - Y||**2 and ||Y||**2."""
     dense = LayerProblem(
         program.inputs, program.weight, program.bias, activation=program.activation,
