@@ -181,15 +181,16 @@ def test_strided_convolutions_pad_the_far_sides_more(kernel, before, behind):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_crops_repeat_and_come_from_their_photos_in_turns(monkeypatch):
+def test_crops_repeat_and_come_from_one_photo_after_the_other(monkeypatch):
     monkeypatch.setattr(efficientnet, "SIDE", 8)
     photos = [torch.full((3, 30, 40), float(level)) for level in range(3)]
-    batches = efficientnet.crops(photos, 30, np.random.default_rng(0))
-    again = efficientnet.crops(photos, 30, np.random.default_rng(0))
-    assert [tuple(batch.shape) for batch in batches] == [(25, 3, 8, 8), (5, 3, 8, 8)]
+    batches, of = efficientnet.crops(photos, 31, np.random.default_rng(0))
+    again, _ = efficientnet.crops(photos, 31, np.random.default_rng(0))
+    assert [tuple(batch.shape) for batch in batches] == [(25, 3, 8, 8), (6, 3, 8, 8)]
     assert all(torch.equal(*pair) for pair in zip(batches, again, strict=True))
     levels = torch.cat(batches)[:, 0, 0, 0]
-    torch.testing.assert_close(levels, torch.arange(30) % 3 * 1.0)
+    torch.testing.assert_close(levels, of * 1.0)
+    assert torch.bincount(of).tolist() == [11, 10, 10] and of.tolist() == sorted(of.tolist())
 
 
 # CREPE

