@@ -21,7 +21,7 @@ from .solving import LayerGoal, Solving, check_finite, energies_of, split_goals
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which errors are sampled
 FINE = np.linspace(0.02, 0.99, 98)  # those of a curve that is handed out
 TINY = 1e-12  # an error that counts as none
-HELD_OUT = 5  # one sample in so many is held out
+BLOCKS, HELD_OUT = 20, 5  # of samples in their order; one block in so many is held out
 PROGRAMS, ROWS, SAMPLES = 16, 64, 1 << 12  # of a curve, at most; rows are neurons of all its programs
 
 Array = npt.NDArray[np.float64]
@@ -76,8 +76,8 @@ def _errors(programs: list[Program], solving: Solving) -> list[float]:
     if not usable:
         return list(LEVELS)
     samples = _spread(len(usable[0].inputs), SAMPLES)
-    held = samples[HELD_OUT - 1 :: HELD_OUT]  # what a small set can be fitted to tells little of the network's data
-    fitted = np.setdiff1d(samples, held) if len(held) else samples
+    block = np.arange(len(samples)) * BLOCKS // len(samples)  # neighbours tend to come from one image, or one text
+    held, fitted = samples[block % HELD_OUT == HELD_OUT - 1], samples[block % HELD_OUT != HELD_OUT - 1]
     chosen = [usable[i] for i in _spread(len(usable), PROGRAMS)]
     rows = [_spread(len(p.weight), ROWS // len(chosen)) for p in chosen]
     parts = [_part(p, fitted, at) for p, at in zip(chosen, rows, strict=True)]
