@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Floats = npt.NDArray[Any]
 Matrix = tuple[Floats, Floats | None]  # weight and bias
 
 MANY = 8  # programs of a layer that are solved side by side
+TINY = 128  # weights of a program, such as a depthwise one: trial runs cost four times the solve and gain nothing
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,14 @@ class Solving:
         n_threads = resolve_threads(self.n_threads)
         # many small programs: side by side, with a thread each
         outer, inner = (n_threads, 1) if len(programs) >= MANY else (1, n_threads)
+        solving = self
+        tiny = len(programs) >= MANY and max(program.weight.size for program in programs) <= TINY
+        if tiny and self.effort == "default":
+            solving = replace(self, effort="fast")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GeneralizationWarning)  # the report tells both errors
             jobs = zip(programs, goals, strict=True)
-            found = list(ordered_map(lambda job: self._one(*job, inner), jobs, outer))
+            found = list(ordered_map(lambda job: solving._one(*job, inner), jobs, outer))
         return _together(programs, found, n_threads)
 
     def _one(self, program: Program, goal: LayerGoal, n_threads: int) -> Solved:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .. import products
 from ..gram_statistics import constant_inputs, forget_constants
 from ..problem import LayerProblem
-from ..threads import ordered_map
+from ..threads import ordered_map, serial_blas
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[Any]
@@ -179,6 +179,9 @@ def is_wide(problem: LayerProblem) -> bool:
 
 def row_product(left: Floats, right: Floats, n_threads: int) -> Floats:
     """Return ``left @ right``, rows over the threads."""
+    if left.shape[0] <= ROWS:  # one piece: a map costs more than small products
+        with serial_blas():
+            return left @ right
     out = np.empty((left.shape[0], right.shape[1]), left.dtype)
 
     def part(rows: slice) -> None:
