@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 import sisopt
 
+from .network.thumbnails import thumbnail
+
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what is being done)
 
@@ -82,12 +84,14 @@ class LayerRow:
 
     sparsity: float  # asked for
     layer: str
+    shape: tuple[int, int]
     n_kept: int
     size: int
     calibration_error: float
     held_out_error: float
     magnitude_error: float  # held out, of magnitude pruning
     gap: float  # certified, relative, of the convex program
+    density: tuple[str, ...]  # where its weights are, see `sisopt.network.thumbnails`
     seconds: float = field(compare=False)
 
 
@@ -248,12 +252,14 @@ def run(settings: Settings | None = None, progress: Progress | None = None) -> R
                 LayerRow(
                     sparsity=sparsity,
                     layer=names[index],
+                    shape=dense.weights[index].shape,
                     n_kept=kept[index],
                     size=dense.weights[index].size,
                     calibration_error=calibration[index],
                     held_out_error=held_out[index],
                     magnitude_error=magnitude[index],
                     gap=gaps[index],
+                    density=thumbnail([sparse.weights[index]]),
                     seconds=seconds[index],
                 )
             )

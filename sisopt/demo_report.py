@@ -1,9 +1,12 @@
-"""The demo, shown: tables for a terminal and a picture."""
+"""The demo, shown: tables for a terminal, a picture, and a report of one network."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from .network import LayerReport, NetworkReport
+from .network.atomic_files import replace_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -11,7 +14,9 @@ if TYPE_CHECKING:
 
     from .demo import LayerRow, Result
 
-PICTURE_NAME = "sisopt-demo.png"
+PICTURE_NAME, PAGE_NAME, TREE_NAME = "sisopt-demo.png", "sisopt-demo.html", "sisopt-demo.json"
+REPORTED = 0.9  # the sparsity of the network that is reported: the largest one up to here
+TOL = 1e-3  # the gap that `sisopt.sparsify` asks for
 OURS, MAGNITUDE = "sisopt", "magnitude pruning"
 
 
@@ -78,6 +83,35 @@ def save_picture(result: Result, path: Path) -> Path:
     _draw_errors(right, result)
     figure.savefig(path, metadata={"Software": None})  # no version in the file: same result, same bytes
     return path
+
+
+def network_report(result: Result) -> NetworkReport:
+    """Return the report of one of the networks; its curves are what the others say of each layer."""
+    sparsity = max((row.sparsity for row in result.networks if row.sparsity <= REPORTED), default=None)
+    chosen = [row for row in result.layers if row.sparsity == sparsity]
+    layers = [
+        LayerReport(
+            row.layer, "dense", row.shape, "identity" if row is chosen[-1] else "relu", row.size, row.n_kept, row.size,
+            row.calibration_error, row.held_out_error, None, row.gap, "optimal" if row.gap <= TOL else "stopped",
+            row.seconds, density=row.density,
+            curve=tuple((r.sparsity, r.calibration_error) for r in result.layers if r.layer == row.layer),
+        )
+        for row in chosen
+    ]  # fmt: skip
+    options = {
+        "network": "handwritten digits, sisopt demo", "sparsity": sparsity, "allocation": "uniform",
+        "mode": "sequential", "effort": "full", "seed": result.settings.seed, "tol": TOL,
+    }  # fmt: skip
+    return NetworkReport(tuple(layers), options)
+
+
+def save_report(result: Result, folder: Path) -> tuple[Path, Path]:
+    """Write the report as a page and as JSON, and return their paths."""
+    report = network_report(result)
+    page, tree = folder / PAGE_NAME, folder / TREE_NAME
+    report.to_html(page)
+    replace_files(folder, {tree.name: report.to_json().encode()})
+    return page, tree
 
 
 def curve_layer(result: Result) -> str:

@@ -16,16 +16,24 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"sisopt {sisopt.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["demo", "--help"]])
-def test_help_needs_no_extra_but_click(arguments):
+def test_help_and_version_need_no_extra_but_click():
     code = (
-        "import sys; from sisopt.cli import main; status = main(sys.argv[1:]);"
-        "heavy = {'sklearn', 'matplotlib', 'rich', 'cvxpy', 'torch'} & set(sys.modules); assert not heavy, heavy;"
-        "sys.exit(status)"
+        "import sys; from sisopt.cli import main\n"
+        "for command in ([], ['demo'], ['layer'], ['onnx'], ['show'], ['bench']): assert main([*command, '-h']) == 0\n"
+        "assert main(['--help']) == main(['--version']) == 0\n"
+        "heavy = {'sklearn', 'matplotlib', 'rich', 'cvxpy', 'torch', 'jinja2', 'onnx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "demo" in done.stdout
+    for wanted in (
+        "demo",
+        "sisopt layer data.npz",
+        "sisopt onnx model.onnx",
+        "sisopt show report.json",
+        "sisopt bench",
+    ):
+        assert wanted in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -74,7 +82,8 @@ def test_an_interrupt_gives_what_a_shell_expects(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("click", "cli"), ("rich", "demo"), ("matplotlib", "demo"), ("sklearn", "demo")]
+    ("package", "extra"),
+    [("click", "cli"), ("rich", "cli"), ("jinja2", "demo"), ("matplotlib", "demo"), ("sklearn", "demo")],
 )
 def test_a_missing_package_names_its_extra(package, extra, tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
@@ -84,13 +93,16 @@ def test_a_missing_package_names_its_extra(package, extra, tmp_path, monkeypatch
     assert f'pip install "sisopt[{extra}]"' in capsys.readouterr().err
 
 
-def test_the_demo_prints_its_tables_and_where_the_picture_is(tmp_path, capsys):
+def test_the_demo_prints_its_tables_and_where_picture_and_report_are(tmp_path, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    assert cli.main(["demo", "--quick", "--seed", "2", "--out", str(tmp_path / "new" / "folder")]) == 0
+    pytest.importorskip("jinja2")
+    folder = tmp_path / "new" / "folder"
+    assert cli.main(["demo", "--quick", "--seed", "2", "--out", str(folder)]) == 0
     out = capsys.readouterr().out
-    picture = tmp_path / "new" / "folder" / "sisopt-demo.png"
-    assert picture.stat().st_size > 10_000
-    assert str(picture) in out
+    for name in ("sisopt-demo.png", "sisopt-demo.json", "sisopt-demo.html"):
+        assert (folder / name).stat().st_size > 5_000
+        assert str(folder / name) in out
+    assert out.rstrip().endswith("sisopt-demo.html")
     for word in ("held-out", "certified", "magnitude pruning", "dense"):
         assert word in out

@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 rich_console = pytest.importorskip("rich.console")
 
 from sisopt import demo, demo_report  # noqa: E402  after the skips
+from sisopt.network import NetworkReport  # noqa: E402
 
 SETTINGS = replace(demo.QUICK, seed=1)
 
@@ -96,3 +97,22 @@ def test_the_picture_is_a_png_and_the_same_every_time(result, tmp_path):
     second = demo_report.save_picture(result, tmp_path / "second.png").read_bytes()
     assert first.startswith(b"\x89PNG")
     assert first == second
+
+
+def test_the_report_is_that_of_the_sparsest_network_up_to_nine_tenths(result):
+    report = demo_report.network_report(result)
+    rows = [row for row in result.layers if row.sparsity == 0.8]
+    assert [(layer.name, layer.n_kept, layer.gap) for layer in report.layers] == [
+        (row.layer, row.n_kept, row.gap) for row in rows
+    ]
+    assert [sparsity for sparsity, _ in report.layers[0].curve] == list(SETTINGS.sparsities)
+    assert (0.8, rows[0].calibration_error) in report.layers[0].curve
+    assert all(len(layer.density) == layer.shape[0] for layer in report.layers)
+
+
+def test_the_report_is_written_as_a_page_and_as_json(result, tmp_path):
+    pytest.importorskip("jinja2")
+    page, tree = demo_report.save_report(result, tmp_path)
+    report = demo_report.network_report(result)
+    assert NetworkReport.from_json(tree.read_text(encoding="utf-8")) == report
+    assert f"{report.sparsity:.2%} zeros in 3 layers" in page.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from ..errors import InvalidInputError
 from ..goals import ErrorBudget, Sparsity
 from ..patterns import get_pattern
 from ..refine.pipeline import EFFORTS
-from .allocation import allocate
+from .allocation import Curve, allocate
 from .checkpoint import Checkpoint
 from .curves import error_curves
 from .layers import LayerInfo, Network
@@ -30,6 +30,7 @@ class Plan:
 
     goals: tuple[LayerGoal | None, ...]  # None: the layer stays dense
     kept: tuple[int | None, ...]
+    curves: Mapping[int, Curve]  # by number of the layer, where the allocation measured them
 
 
 def plan_network(
@@ -47,6 +48,7 @@ def plan_network(
         None if (sparsity := _to_share(goal)) is None else round((1.0 - sparsity) * layer.n_weights)
         for goal, layer in zip(wanted, layers, strict=True)
     ]
+    curves: dict[int, Curve] = {}
     shared = [n for n, goal in enumerate(wanted) if goal is overall and kept[n] is not None]
     if shared:
         assert overall.sparsity is not None
@@ -54,11 +56,12 @@ def plan_network(
             exact = [(1.0 - overall.sparsity) * layers[n].n_weights for n in shared]
             counts = _rounded(exact, round((1.0 - overall.sparsity) * sum(layers[n].n_weights for n in shared)))
         else:
-            curves = error_curves(network, shared, allocation == "flops", solving, store, progress)
-            counts = allocate(curves, overall.sparsity)
+            found = error_curves(network, shared, allocation == "flops", solving, store, progress)
+            curves = dict(zip(shared, found, strict=True))
+            counts = allocate(found, overall.sparsity)
         for n, count in zip(shared, counts, strict=True):
             kept[n] = count
-    return Plan(tuple(wanted), tuple(kept))
+    return Plan(tuple(wanted), tuple(kept), curves)
 
 
 def _to_share(goal: LayerGoal | None) -> float | None:

@@ -1,21 +1,26 @@
-"""What became of a network: a line per layer, as text and as JSON."""
+"""What became of a network: a line per layer, as text, as JSON, as a page and as a picture."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError
+from .atomic_files import replace_files
 from .json_values import finite_or_none, json_text, json_value
+from .report_page import page
+from .report_plot import overview
+from .report_records import COUNTS, ERRORS, checked_entry
 from .report_table import layer_table
 
-FORMAT, VERSION = "sisopt network report", 1
+if TYPE_CHECKING:
+    from .report_plot import Figure
 
-_ERRORS = ("output_error", "held_out_error", "relative_error", "gap")
-_COUNTS = ("n_weights", "n_kept", "flops")
-_TEXTS = ("name", "kind", "activation", "status", "note")
+FORMAT, VERSION = "sisopt network report", 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class LayerReport:
         What else there is to say.
     included : bool
         Whether it counts in the network's sparsity: not so a layer that was left out.
+    curve : tuple of (float, float)
+        Sparsities and the relative output errors that they would cost, as an allocation of zeros measured them.
+    density : tuple of str
+        Where its weights are, on a map of at most 48 x 48 places: a line per row, two hexadecimal digits per place, 00
+        where all weights are zero, ff where none is.
     """
 
     name: str
@@ -59,14 +69,18 @@ class LayerReport:
     seconds: float
     note: str = ""
     included: bool = True
+    curve: tuple[tuple[float, float], ...] = ()
+    density: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Values as they come back from JSON: a run that resumes reports what one without a break does.
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        for name in _ERRORS:
+        for name in ERRORS:
             object.__setattr__(self, name, finite_or_none(getattr(self, name)))
-        for name in _COUNTS:
+        for name in COUNTS:
             object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "curve", tuple((float(sparsity), float(error)) for sparsity, error in self.curve))
+        object.__setattr__(self, "density", tuple(self.density))
         object.__setattr__(self, "seconds", finite_or_none(self.seconds) or 0.0)
         if not 0 <= self.n_kept <= self.n_weights:
             msg = f"layer {self.name!r} cannot keep {self.n_kept} of {self.n_weights} weights"
@@ -99,7 +113,7 @@ class LayerReport:
         if not isinstance(record, Mapping):
             msg = f"must be an object, got {type(record).__name__}"
             raise InvalidInputError(msg)
-        values = {entry.name: _entry(record, entry.name) for entry in fields(cls)}
+        values = {entry.name: checked_entry(record, entry.name) for entry in fields(cls)}
         return cls(**values)
 
 
@@ -175,7 +189,7 @@ class NetworkReport:
         layers = [
             layer.to_record() | {"sparsity": layer.sparsity, "flops_kept": layer.flops_kept} for layer in self.layers
         ]
-        totals = {name: getattr(self, name) for name in (*_COUNTS, "flops_kept", "sparsity", "seconds")}
+        totals = {name: getattr(self, name) for name in (*COUNTS, "flops_kept", "sparsity", "seconds")}
         tree = {"format": FORMAT, "version": VERSION, "options": self.options, "totals": totals, "layers": layers}
         return json_text(tree)
 
@@ -206,6 +220,44 @@ class NetworkReport:
             raise InvalidInputError(msg)
         return cls(tuple(_layer(number, record) for number, record in enumerate(records)), options)
 
+    def to_html(self, path: str | PathLike[str] | None = None) -> str:
+        """Return the report as one HTML page that needs no other file and no network.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to write the page too, in place of what is there.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If the extra ``report`` is not installed.
+        """
+        text = page(self)
+        if path is not None:
+            target = Path(path)
+            replace_files(target.parent, {target.name: text.encode()})
+        return text
+
+    def plot(self) -> Figure:
+        """Return a picture: zeros of each layer, its errors, its certified gap, and how errors grow with zeros.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Apart from pyplot's: ``figure.savefig("report.png")`` writes it to a file.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If the extra ``plot`` is not installed.
+        """
+        return overview(self)
+
     def __str__(self) -> str:
         return self.table()
 
@@ -225,31 +277,3 @@ def _layer(number: int, record: object) -> LayerReport:
     except InvalidInputError as error:
         msg = f"layer {number} of the network report is damaged: {error}"
         raise InvalidInputError(msg) from None
-
-
-def _entry(record: Mapping[str, Any], name: str) -> Any:
-    """Return an entry of a layer's record, of the type that it must have."""
-    if name not in record:
-        msg = f"{name} is missing"
-        raise InvalidInputError(msg)
-    value = record[name]
-    if name == "shape":
-        good, wanted = isinstance(value, list) and all(map(_is_count, value)), "a list of sizes"
-    elif name in _COUNTS:
-        good, wanted = _is_count(value), "a count"
-    elif name == "included":
-        good, wanted = isinstance(value, bool), "true or false"
-    elif name in _TEXTS:
-        good, wanted = isinstance(value, str), "text"
-    else:
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        good, wanted = good or (value is None and name in _ERRORS), "a number"
-    if not good:
-        msg = f"{name} must be {wanted}, got {value!r:.60}"
-        raise InvalidInputError(msg)
-    return value
-
-
-def _is_count(value: object) -> bool:
-    """Return whether a value is an integer of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

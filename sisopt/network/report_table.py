@@ -1,47 +1,62 @@
-"""A network's layers as fixed-width text."""
+"""A network's layers as a table: its columns, and the table as fixed-width text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .report import LayerReport, NetworkReport
 
 LONGEST_NAME = 32
-TEXTS = ("layer", "kind", "shape", "activation", "status", "note")  # to the left, figures to the right
 NOTHING = "-"
+
+
+class Column(NamedTuple):
+    """A column: what a layer says there, what the line of totals says, and the figure that layers are sorted by."""
+
+    title: str
+    text: Callable[[LayerReport], str]
+    total: str = ""
+    value: Callable[[LayerReport], float | None] | None = None  # None: words, to the left
 
 
 def layer_table(layers: Sequence[LayerReport], network: NetworkReport) -> list[str]:
     """Return the heading, a line per layer and one of totals; a column that no layer fills is left out."""
+    columns = filled_columns(layers, network)
     table = [["layer", *short_names([layer.name for layer in layers]), "total"]]
-    for title, get, total in _columns(network):
-        cells = [get(layer) for layer in layers]
-        if set(cells) - {"", NOTHING}:
-            table.append([title, *cells, total])
-    forms = [f"{'<' if cells[0] in TEXTS else '>'}{max(map(len, cells))}" for cells in table]
+    table += [[column.title, *map(column.text, layers), column.total] for column in columns]
+    sides = ["<", *("<" if column.value is None else ">" for column in columns)]
+    forms = [f"{side}{max(map(len, cells))}" for side, cells in zip(sides, table, strict=True)]
     return ["  " + "  ".join(map(format, line, forms)).rstrip() for line in zip(*table, strict=True)]
 
 
-def _columns(network: NetworkReport) -> list[tuple[str, Callable[[LayerReport], str], str]]:
-    """Return titles, what a layer says there, and what the line of totals says."""
+def filled_columns(layers: Sequence[LayerReport], network: NetworkReport) -> list[Column]:
+    """Return the columns that some layer fills, names aside."""
+    return [column for column in _columns(network) if {column.text(layer) for layer in layers} - {"", NOTHING}]
+
+
+def _columns(network: NetworkReport) -> list[Column]:
+    """Return all columns, names aside."""
     return [
-        ("kind", lambda layer: layer.kind, ""),
-        ("shape", lambda layer: "x".join(map(str, layer.shape)), ""),
-        ("activation", lambda layer: layer.activation, ""),
-        ("weights", lambda layer: f"{layer.n_weights:,}", f"{network.n_weights:,}"),
-        ("zeros", lambda layer: f"{layer.sparsity:.2%}", f"{network.sparsity:.2%}"),
-        ("MACs", lambda layer: _macs(layer.flops, layer.flops), _macs(network.flops, network.flops)),
-        ("left", lambda layer: _macs(layer.flops_kept, layer.flops), _macs(network.flops_kept, network.flops)),
-        ("output err", lambda layer: _figure(layer.output_error, ".4f"), ""),
-        ("held out", lambda layer: _figure(layer.held_out_error, ".4f"), ""),
-        ("rel. err", lambda layer: _figure(layer.relative_error, ".4f"), ""),
-        ("gap", lambda layer: _figure(layer.gap, ".1e"), ""),
-        ("seconds", lambda layer: f"{layer.seconds:.2f}", f"{network.seconds:.2f}"),
-        ("status", lambda layer: layer.status, ""),
-        ("note", lambda layer: layer.note, ""),
-    ]
+        Column("kind", lambda layer: layer.kind),
+        Column("shape", lambda layer: "x".join(map(str, layer.shape))),
+        Column("activation", lambda layer: layer.activation),
+        Column("weights", lambda layer: f"{layer.n_weights:,}", f"{network.n_weights:,}",
+               lambda layer: layer.n_weights),
+        Column("zeros", lambda layer: f"{layer.sparsity:.2%}", f"{network.sparsity:.2%}", lambda layer: layer.sparsity),
+        Column("MACs", lambda layer: macs(layer.flops, layer.flops), macs(network.flops, network.flops),
+               lambda layer: layer.flops or None),
+        Column("left", lambda layer: macs(layer.flops_kept, layer.flops), macs(network.flops_kept, network.flops),
+               lambda layer: layer.flops_kept if layer.flops else None),
+        Column("output err", lambda layer: _figure(layer.output_error, ".4f"), "", lambda layer: layer.output_error),
+        Column("held out", lambda layer: _figure(layer.held_out_error, ".4f"), "", lambda layer: layer.held_out_error),
+        Column("rel. err", lambda layer: _figure(layer.relative_error, ".4f"), "", lambda layer: layer.relative_error),
+        Column("gap", lambda layer: _figure(layer.gap, ".1e"), "", lambda layer: layer.gap),
+        Column("seconds", lambda layer: f"{layer.seconds:.2f}", f"{network.seconds:.2f}", lambda layer: layer.seconds),
+        Column("status", lambda layer: layer.status),
+        Column("note", lambda layer: layer.note),
+    ]  # fmt: skip
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -60,7 +75,7 @@ def _short(name: str, limit: int) -> str:
     return f"{name[:head]}...{name[len(name) - (limit - 3 - head) :]}"
 
 
-def _macs(count: int, dense: int) -> str:
+def macs(count: int, dense: int) -> str:
     """Return multiply-adds in four digits; a dash where the dense ones are not known."""
     if not dense:
         return NOTHING

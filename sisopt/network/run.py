@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -15,12 +16,15 @@ from ..errors import InfeasibleBudgetError, InvalidInputError
 from ..patterns import Pattern
 from ..threads import resolve_threads
 from ..validation import natural_number, number
+from .allocation import Curve
 from .checkpoint import Checkpoint
+from .curves import LEVELS
 from .layers import LayerInfo, Network, Program
 from .planning import Goals, Plan, check_request, goals_of, plain_goal, plan_network
 from .progress import progress_bar
 from .report import LayerReport, NetworkReport
 from .solving import LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite
+from .thumbnails import thumbnail
 
 log = logging.getLogger("sisopt.network")
 
@@ -111,6 +115,8 @@ def sparsify_network(
         store = Checkpoint(checkpoint, {**options, **network.fingerprint()})
     plan = plan_network(network, wanted, overall, allocation, solving, store, progress)
     layers = _Run(network, plan, solving, mode, store, progress).run()
+    for n, curve in plan.curves.items():
+        layers[n] = replace(layers[n], curve=_points(curve))
     return NetworkReport(tuple(layers), options)
 
 
@@ -198,8 +204,13 @@ def _reported(info: LayerInfo, solved: Solved, seconds: float) -> LayerReport:
     return LayerReport(
         info.name, info.kind, info.shape, info.activation, info.n_weights, kept, info.flops,
         solved.output_error, solved.held_out_error, solved.relative_error, solved.gap, solved.status, seconds,
-        solved.note,
+        solved.note, density=thumbnail([weight for weight, _ in solved.parts]),
     )  # fmt: skip
+
+
+def _points(curve: Curve) -> tuple[tuple[float, float], ...]:
+    """Return a curve at the sparsities at which it was measured."""
+    return tuple(zip(LEVELS, np.interp(LEVELS, curve.sparsities, curve.errors).tolist(), strict=True))
 
 
 def _line(report: LayerReport) -> str:

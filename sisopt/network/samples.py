@@ -1,0 +1,85 @@
+"""Calibration data of one layer, for adapters: how much of it, which of it, and where it lies."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .solving import MANY
+
+Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+
+LEAST_SAMPLES, PER_INPUT = 1 << 11, 64  # of a layer of MANY programs: the larger of the two, PER_INPUT an input
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much data a layer is given, and where it may lie."""
+
+    max_samples: int
+    max_memory: int
+    seed: int
+
+    def samples(self, n_programs: int, widest: int) -> int:
+        """Return how many samples a layer gets: fewer where it is many small programs, such as a depthwise one.
+
+        ``widest`` is the largest number of inputs of a program.
+        """
+        if n_programs < MANY:
+            return self.max_samples
+        return min(self.max_samples, max(LEAST_SAMPLES, PER_INPUT * widest))
+
+
+class Rows:
+    """A matrix that is filled row by row: in memory, or in a file that is gone with it."""
+
+    def __init__(self, most: int, width: int, folder: Path | None) -> None:
+        self._filled = 0
+        if folder is None:
+            self._array: Floats = np.empty((most, width), np.float32)
+        else:
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                name = file.name
+            self._array = np.memmap(name, np.float32, "w+", shape=(max(most, 1), width))
+
+    def append(self, rows: npt.NDArray[Any]) -> None:
+        """Write the next rows."""
+        self._array[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+    @property
+    def array(self) -> Floats:
+        """The rows so far."""
+        return self._array[: self._filled]
+
+
+@contextmanager
+def spilled(needs: int, most: int) -> Iterator[Path | None]:
+    """Yield a folder for arrays of ``needs`` bytes where these are over ``most``, None where they are not."""
+    if needs <= most:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="sisopt-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def drawn(n_positions: int, real: Places | None, most: int, rng: np.random.Generator) -> Places:
+    """Return at most ``most`` positions of a call, in order; only ``real`` ones where these are given."""
+    count = n_positions if real is None else len(real)
+    if count <= most:
+        return np.arange(count) if real is None else real
+    chosen: Places = np.sort(rng.choice(count, most, replace=False, shuffle=False))
+    return chosen if real is None else real[chosen]
+
+
+def quotas(total: int, parts: int) -> list[int]:
+    """Return how many of ``total`` samples each of ``parts`` batches gives, at most."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
