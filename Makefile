@@ -16,7 +16,7 @@ WORKERS ?= 2
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
-demo: $(STAMPS)/demo ## sparsify a network trained on handwritten digits; prints a table, saves a picture
+demo: $(STAMPS)/demo ## sparsify a network trained on handwritten digits; prints tables, saves a picture and an HTML report
 	$(BIN)/sisopt demo
 
 test: lint ## lint, type check and the test suite
