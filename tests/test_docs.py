@@ -22,6 +22,7 @@ PAGES = [
     "docs/index.md",
     "docs/getting-started.md",
     "docs/networks.md",
+    "docs/deploy.md",
     "docs/method.md",
     "docs/which-method.md",
 ]

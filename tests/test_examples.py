@@ -87,9 +87,23 @@ def test_every_example_is_tested_and_shown():
     if not FOLDER.exists():
         pytest.skip("not in this distribution")
     names = {path.stem for path in FOLDER.glob("*.py")}
-    page = (FOLDER.parent / "networks.md").read_text(encoding="utf-8")
+    page = "".join((FOLDER.parent / name).read_text(encoding="utf-8") for name in ("networks.md", "deploy.md"))
     tests = Path(__file__).read_text(encoding="utf-8")
     assert names
     for name in names:
         assert f"examples/{name}.py" in page
         assert f'"{name}"' in tests
+
+
+def test_deployed_forms_are_smaller_and_keep_the_accuracy():
+    found, _ = run("deploy")
+    assert found["before"] > 9 * found["after"]
+    assert len(found["conversion"].changed) == len(found["smaller"].changed) == 3
+    assert all(share > found["dense"] - 0.05 for _, share in found["forms"].values())
+
+
+def test_a_network_that_hears_pitch_hears_it_still():
+    found, _ = run("audio_pitch")
+    assert found["report"].sparsity == pytest.approx(0.8, abs=1e-4)
+    assert found["dense"] > 0.9
+    assert found["sparse"] > found["dense"] - 0.05

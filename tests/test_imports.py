@@ -14,14 +14,12 @@ import sisopt
 ROOT = Path(sisopt.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 EXTRAS = {
-    "click",
     "cvxpy",
     "greenlet",
     "jinja2",
     "matplotlib",
     "onnx",
     "onnxruntime",
-    "rich",
     "safetensors",
     "sklearn",
     "torch",
