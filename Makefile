@@ -10,7 +10,7 @@ STAMPS := $(VENV)/.stamps
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-models docs clean
+.PHONY: help demo test test-toolkits lint bench bench-models docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -21,6 +21,9 @@ demo: $(STAMPS)/demo ## sparsify a network trained on handwritten digits; prints
 
 test: lint ## lint, type check and the test suite
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
+
+test-toolkits: .venv-toolkits ## adapters against the other toolkits, in an environment of their own
+	OMP_NUM_THREADS=1 .venv-toolkits/bin/python -m pytest tests/test_toolkits_*.py
 
 lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -44,6 +47,15 @@ clean: ## remove what the targets build, .venv excepted
 $(STAMPS)/cpu-torch: | $(STAMPS)/venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
+	@touch $@
+
+# llm-compressor brings much, and holds back some of what the others need.
+.venv-toolkits: pyproject.toml | $(STAMPS)/venv
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install -qq --disable-pip-version-check --retries 1 --timeout 15 \
+		--extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
+	$@/bin/python -m pip install -qq --disable-pip-version-check \
+		--editable '.[sklearn,torch-pruning,llm-compressor]' 'pytest>=8.2'
 	@touch $@
 
 $(addprefix $(STAMPS)/,dev docs models quality): | $(STAMPS)/cpu-torch

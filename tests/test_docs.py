@@ -84,7 +84,7 @@ def resolve(name):
     raise AttributeError(name)
 
 
-@pytest.mark.parametrize("name", [*PAGES, "docs/models.md", "docs/performance.md", "docs/memory.md", "docs/api.rst"])
+@pytest.mark.parametrize("name", [*PAGES, "docs/embedding.md", "docs/models.md", "docs/performance.md", "docs/memory.md", "docs/api.rst"])
 def test_every_quoted_name_exists(name):
     quoted = set(re.findall(r"(?<![\w./])sisopt(?:\.[A-Za-z_]\w*)+", text_of(name))) - {"sisopt.readthedocs"}
     for dotted in sorted(quoted):

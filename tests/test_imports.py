@@ -14,21 +14,13 @@ import sisopt
 ROOT = Path(sisopt.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 EXTRAS = {
-    "cvxpy",
-    "greenlet",
-    "jinja2",
-    "matplotlib",
-    "onnx",
-    "onnxruntime",
-    "safetensors",
-    "sklearn",
-    "torch",
-    "tqdm",
+    *("cvxpy", "greenlet", "jinja2", "llmcompressor", "matplotlib", "onnx", "onnxruntime", "safetensors", "sklearn"),
+    *("torch", "torch_pruning", "tqdm"),
 }
 OWN_EXTRAS = {  # imported at the top there
     "adapters/torch/": {"greenlet", "torch"},
     "adapters/onnx/": {"onnx", "onnxruntime"},
-    "adapters/toolkits/": {"sklearn", "torch"},
+    "adapters/toolkits/": {"llmcompressor", "sklearn", "torch", "torch_pruning"},
     "demo_report.py": {"matplotlib"},
     "network/report_plot.py": {"matplotlib"},
 }
