@@ -110,7 +110,9 @@ def _error(parts: list[Program], judges: list[Program], level: float, solving: S
 def _part(program: Program, samples: Indices, rows: Indices) -> Program:
     """Return some neurons of a program, its inputs and targets those of the dense network on some samples."""
     bias = None if program.bias is None else program.bias[rows]
-    return Program(program.inputs[samples], program.weight[rows], bias, program.activation, None)
+    # a shift has no place beside samples held out: what is added to is matched as it is
+    activation = program.activation if program.shift is None else "identity"
+    return Program(program.inputs[samples], program.weight[rows], bias, activation, None)
 
 
 def _spread(count: int, most: int) -> Indices:

@@ -52,6 +52,16 @@ class LayerReport:
     density : tuple of str
         Where its weights are, on a map of at most 48 x 48 places: a line per row, two hexadecimal digits per place, 00
         where all weights are zero, ff where none is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.torch import sparsify_model
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 10), torch.nn.ReLU()).eval()
+    >>> report = sparsify_model(model, torch.randn(2, 100, 20), sparsity=0.8, effort="fast")
+    >>> layer = report.layers[0]
+    >>> layer.name, layer.kind, layer.activation, layer.n_kept, layer.sparsity
+    ('0', 'Linear', 'relu', 40, 0.8)
     """
 
     name: str
@@ -130,6 +140,18 @@ class NetworkReport:
         What was asked for: strings, numbers, lists and mappings.
     model : object
         The sparse network, where an adapter gives it; no part of the JSON.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.torch import sparsify_model
+    >>> from sisopt.network import NetworkReport
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 10), torch.nn.ReLU()).eval()
+    >>> report = sparsify_model(model, torch.randn(2, 100, 20), sparsity=0.8, effort="fast")
+    >>> report.n_kept, report.n_weights, report.sparsity
+    (40, 200, 0.8)
+    >>> NetworkReport.from_json(report.to_json()) == report
+    True
     """
 
     layers: tuple[LayerReport, ...]

@@ -96,6 +96,27 @@ def sparsify_network(
         If the checkpoint is damaged, belongs to something else, or cannot be written.
     InfeasibleBudgetError
         If ``strict`` and a layer cannot keep its budget.
+
+    Examples
+    --------
+    A network of one layer; `Network` has an example with two:
+
+    >>> import numpy as np
+    >>> from sisopt.network import LayerInfo, Program, sparsify_network
+    >>> rng = np.random.default_rng(0)
+    >>> program = Program(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), None, "relu", None)
+    >>> class OneLayer:
+    ...     layers = (LayerInfo("fc", "dense", (3, 8), n_weights=24, activation="relu"),)
+    ...     def fingerprint(self):
+    ...         return {}
+    ...     def visit(self, numbers, *, dense=False):
+    ...         yield 0, [program]
+    ...     def put(self, number, parts):
+    ...         ((self.weight, _),) = parts
+    >>> network = OneLayer()
+    >>> report = sparsify_network(network, sparsity=0.75, effort="fast")
+    >>> report.n_kept, int((network.weight != 0).sum())
+    (6, 6)
     """
     overall = LayerGoal(sparsity, pattern, relative_error)
     check_request(overall, allocation, mode, effort)

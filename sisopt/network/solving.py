@@ -29,7 +29,15 @@ TINY = 128  # weights of a program, such as a depthwise one: trial runs cost fou
 
 @dataclass(frozen=True)
 class LayerGoal:
-    """What is asked of a layer: a sparsity, a pattern, both, or a relative error."""
+    """What is asked of a layer: a sparsity, a pattern, both, or a relative error.
+
+    Examples
+    --------
+    >>> from sisopt.network import LayerGoal
+    >>> goal = LayerGoal(sparsity=0.9)
+    >>> goal.sparsity, str(goal)
+    (0.9, '90.00% zeros')
+    """
 
     sparsity: float | None = None
     pattern: str | Pattern | None = None
@@ -43,6 +51,22 @@ class LayerGoal:
 
 
 LayerSolver = Callable[[Floats, Floats, Floats | None, LayerGoal], Matrix]
+"""A function (inputs, weight, bias, goal) -> (weight, bias) in place of `sisopt.sparsify`.
+
+Examples
+--------
+>>> import numpy as np
+>>> from sisopt.network import LayerGoal, LayerSolver
+>>> def magnitude(inputs, weight, bias, goal):
+...     smallest = np.argsort(np.abs(weight), axis=None)[: round(goal.sparsity * weight.size)]
+...     pruned = weight.copy()
+...     pruned.flat[smallest] = 0
+...     return pruned, bias
+>>> solver: LayerSolver = magnitude
+>>> solver(np.ones((10, 2)), np.array([[3.0, -1.0], [0.5, 2.0]]), None, LayerGoal(sparsity=0.5))
+(array([[3., 0.],
+       [0., 2.]]), None)
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +117,7 @@ class Solving:
             layer = sparsify(
                 program.inputs, program.weight, program.bias, activation=program.activation, sparsity=goal.sparsity,
                 pattern=goal.pattern, relative_error=goal.relative_error, preactivations=program.preactivations,
-                effort=self.effort, seed=self.seed, tol=self.tol, n_threads=n_threads,
+                shift=program.shift, effort=self.effort, seed=self.seed, tol=self.tol, n_threads=n_threads,
             )  # fmt: skip
         except InfeasibleBudgetError as error:
             if self.strict or goal.relative_error is None:
@@ -108,7 +132,8 @@ class Solving:
         """Return the layer with the least error: dense, its values refitted to the inputs that it gets now."""
         layer = sparsify(
             program.inputs, program.weight, program.bias, activation=program.activation, sparsity=0.0,
-            preactivations=program.preactivations, effort="fast", seed=self.seed, n_threads=n_threads,
+            preactivations=program.preactivations, shift=program.shift, effort="fast", seed=self.seed,
+            n_threads=n_threads,
         )  # fmt: skip
         note = f"the least attainable relative error is {least:.4g}"
         return Solved(
@@ -178,7 +203,7 @@ def energies_of(program: Program, part: Matrix, n_threads: int) -> tuple[float, 
     """Return ||R(Z) - Y||**2 and ||Y||**2."""
     dense = LayerProblem(
         program.inputs, program.weight, program.bias, activation=program.activation,
-        preactivations=program.preactivations,
+        preactivations=program.preactivations, shift=program.shift,
     )  # fmt: skip
     return output_energies(dense, *part, n_threads)
 
@@ -194,7 +219,8 @@ def _count_split(scores: Sequence[Floats], kept: int) -> list[int]:
 def check_finite(name: str, programs: list[Program]) -> None:
     """Refuse data with NaN or infinite entries, in the name of their layer."""
     for program in programs:
-        for what, values in (("inputs", program.inputs), ("pre-activations", program.preactivations)):
+        data = (program.inputs, program.preactivations, program.shift)
+        for what, values in zip(("inputs", "pre-activations", "summands"), data, strict=True):
             if values is not None and not np.isfinite(values).all():
                 msg = (
                     f"the {what} of layer {name!r} hold NaN or infinite entries: look at what the model computes on "

@@ -20,6 +20,17 @@ class Conversion:
         Layers that were changed, by name, and how.
     unchanged : mapping of str to str
         Layers that stay as they were, by name, and why.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.torch import to_sparse_csr
+    >>> layer = torch.nn.Linear(10, 4)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.copy_(torch.eye(4, 10))
+    >>> conversion = to_sparse_csr(torch.nn.Sequential(layer))
+    >>> conversion.changed, conversion.unchanged
+    ({'0': 'CSR, 4 of 40 weights stored'}, {})
     """
 
     model: nn.Module

@@ -6,13 +6,15 @@ that, each runs in a greenlet of its own. A pass that is *replayed* keeps nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
+
+from .residuals import Kept, Source
 
 Forward = Callable[[], object]
 ForwardOfBatch = Callable[[nn.Module, Any], object]  # how a batch is given to a model
@@ -20,11 +22,12 @@ ForwardOfBatch = Callable[[nn.Module, Any], object]  # how a batch is given to a
 
 @dataclass(frozen=True)
 class Stop:
-    """A module about to run, and what it is given."""
+    """A module about to run, and what it is given; ``shift`` will be added to what it returns."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    shift: torch.Tensor | None = None
 
 
 class _Reached(BaseException):
@@ -38,7 +41,11 @@ class Passes:
     modules: dict[str, nn.Module]  # where they may stop
     forwards: list[Forward]  # one a batch
     holds: bool
+    shifts: Mapping[str, Source] = field(default_factory=dict)  # of modules called once, in the order of their calls
     _held: list[_Held] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._kept = Kept(self.modules, self.shifts)
 
     def reach(self, name: str, number: int, *, every: bool) -> list[Stop]:
         """Return the calls of a module in the pass over batch ``number``: the next, or with ``every`` all of them.
@@ -49,13 +56,20 @@ class Passes:
         if self.holds and not every:
             while len(self._held) <= number:
                 self._held.append(_Held(self.forwards[len(self._held)]))
-            stop = self._held[number].reach(self.modules[name])
+            held = self._held[number]
+            stop = held.reach(self.modules[name])
             if stop is not None:
-                return [stop]
-        return _replayed(self.modules[name], self.forwards[number], every)
+                return [replace(stop, shift=self._kept.take(name, held.greenlet))]
+        try:
+            stops = _replayed(self.modules[name], self.forwards[number], every)
+            shift = self._kept.take(name, getcurrent())
+        finally:
+            self._kept.forget(getcurrent())
+        return stops if shift is None else [replace(stop, shift=shift) for stop in stops]
 
     def close(self) -> None:
         """End the passes that are held."""
+        self._kept.close()
         while self._held:
             self._held.pop().close()
 
@@ -93,33 +107,33 @@ class _Held:
         def run() -> None:
             forward()
 
-        self._greenlet = greenlet(run)
+        self.greenlet = greenlet(run)
         self._contexts = _contexts()
 
     def reach(self, module: nn.Module) -> Stop | None:
         """Go on to the next call of a module; None where the pass ends without one, or cannot be held there."""
-        if self._greenlet.dead:
+        if self.greenlet.dead:
             return None
         handle = module.register_forward_pre_hook(self._hook, with_kwargs=True)
         try:
             with torch.no_grad():
-                stop = self._greenlet.switch()
+                stop = self.greenlet.switch()
         finally:
             handle.remove()
         return stop if isinstance(stop, Stop) else None
 
     def close(self) -> None:
         """Unwind the pass."""
-        if not self._greenlet.dead:
+        if not self.greenlet.dead:
             with torch.no_grad():
-                self._greenlet.throw(GreenletExit)
+                self.greenlet.throw(GreenletExit)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if getcurrent() is not self._greenlet:
+        if getcurrent() is not self.greenlet:
             return
         if _contexts() != self._contexts:
             raise GreenletExit
-        self._greenlet.parent.switch(Stop(module, args, kwargs))
+        self.greenlet.parent.switch(Stop(module, args, kwargs))
 
 
 def _contexts() -> tuple[object, ...]:

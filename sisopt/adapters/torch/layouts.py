@@ -106,6 +106,16 @@ def to_sparse_bsr(
         If no layer can be converted: the message has a reason for each.
     UnsupportedError
         If weights are computed from others: parametrized, masked or quantized.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.torch import to_sparse_bsr
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.mul_(torch.eye(8).kron(torch.ones(4, 4)))  # blocks on the diagonal
+    >>> print(to_sparse_bsr(model, 4))
+    0  BSR, 8 of 64 blocks stored
     """
     sizes = blocksize if isinstance(blocksize, tuple | list) else (blocksize, blocksize)
     block = tuple(natural_number("blocksize", size) for size in sizes)
@@ -152,6 +162,18 @@ def to_semi_structured(model: nn.Module, *, inplace: bool = False) -> Conversion
         If no layer can be converted: the message has a reason for each.
     UnsupportedError
         If there is no such GPU, the model is not on it, or weights are computed from others.
+
+    Examples
+    --------
+    >>> import torch, sisopt
+    >>> from sisopt.adapters.torch import sparsify_model, to_semi_structured
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).eval()
+    >>> report = sparsify_model(model, torch.randn(2, 100, 64), pattern="2:4", effort="fast")
+    >>> try:
+    ...     print(to_semi_structured(model))  # with a GPU: model.to("cuda", torch.float16)
+    ... except sisopt.UnsupportedError as error:
+    ...     print(str(error).split(" of ")[0])
+    2:4 layers run on a CUDA GPU
     """
     _check_module(model)
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear]

@@ -131,6 +131,18 @@ def release_zeros(model: nn.Module) -> list[str]:
     -------
     list of str
         Names of the weights that were released; none where no zeros were kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.torch import keep_zeros, release_zeros
+    >>> layer = torch.nn.Linear(10, 4)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.copy_(torch.eye(4, 10))
+    >>> keep_zeros(layer), release_zeros(layer)
+    (['weight'], ['weight'])
+    >>> int((layer.weight == 0).sum())
+    36
     """
     released = []
     for path, module in list(model.named_modules()):

@@ -17,8 +17,9 @@ from ...network.layers import Program as Solvable
 from ...network.solving import MANY
 from .digest import digest
 from .folding import Fold, fold_of, put_offset
-from .forwards import ForwardOfBatch, Passes
+from .forwards import ForwardOfBatch, Passes, Stop
 from .kinds.base import Floats, Program
+from .residuals import rows_of
 from .samples import Rows, as_array, bytes_of, drawn, padding_of, quotas, spilled
 from .trace import Site
 
@@ -74,7 +75,10 @@ class TorchNetwork:
 
     def fingerprint(self) -> dict[str, str]:
         """See `Network`."""
-        plan = [(each.info.name, each.info.excluded, repr(each.activation), each.site.norm) for each in self._layers]
+        plan = [
+            (each.info.name, each.info.excluded, repr(each.activation), each.site.norm, repr(each.site.shift))
+            for each in self._layers
+        ]
         return {
             "weights": digest(self._dense.state_dict()),
             "batches": digest(self._batches),
@@ -97,11 +101,12 @@ class TorchNetwork:
                 with spilled(bytes_of(programs, most), self._sampling.max_memory // 2) as folder:
                     rows = [Rows(most, p.weight.shape[1], folder) for p in programs]
                     goals = [] if dense else [Rows(most, len(p.weight), folder) for p in programs]
-                    self._fill(number, passes, programs, most, rows, goals)
+                    shifts = [Rows(most, len(p.weight), folder) for p in programs] if layer.site.shift else []
+                    self._fill(number, passes, programs, most, rows, goals, shifts)
                     yield number, [
                         Solvable(
                             X.array, program.weight, program.bias, program.activation or layer.activation,
-                            None if dense else goals[i].array,
+                            goals[i].array if goals else None, shifts[i].array if shifts else None,
                         )
                         for i, (program, X) in enumerate(zip(programs, rows, strict=True))
                     ]  # fmt: skip
@@ -127,7 +132,8 @@ class TorchNetwork:
         forwards = [self._bound(model, batch) for batch in self._batches]
         largest = max((layer.site.input_bytes for layer in self._layers), default=0)
         holds = 2 * HELD * largest * len(forwards) <= self._sampling.max_memory
-        return Passes(modules, forwards, holds)
+        shifts = {layer.site.name: layer.site.shift for layer in self._layers if layer.site.shift is not None}
+        return Passes(modules, forwards, holds, shifts)
 
     def _bound(self, model: nn.Module, batch: Any) -> Callable[[], object]:
         return lambda: self._forward(model, batch)
@@ -160,6 +166,7 @@ class TorchNetwork:
         most: int,
         rows: list[Rows],
         goals: list[Rows],
+        shifts: list[Rows],
     ) -> None:
         """Draw samples from all calls of a layer: inputs of the last passes, pre-activations of the dense network's."""
         site = self._layers[number].site
@@ -172,13 +179,31 @@ class TorchNetwork:
                 calls = [site.kind.call(stop.module, stop.args, stop.kwargs) for stop in together]
                 if calls[0].n_positions != calls[-1].n_positions:
                     continue  # other tokens come this way than in the dense network, as where experts are chosen
+                added = [_added(stop, calls[0].n_positions) for stop in together] if shifts else []
+                if any(each is None for each in added):
+                    continue  # a batch that goes another way than the one that was traced
                 at = drawn(calls[-1], padding, quotas(shares[i], len(stops[0]))[c], rng)
                 if not len(at):
                     continue
+                here = [as_array(each[at.to(each.device)]) for each in added if each is not None]
+                edges = np.cumsum([0, *(len(program.weight) for program in programs)])
                 for p, program in enumerate(programs):
+                    own = slice(edges[p], edges[p + 1])
                     rows[p].append(as_array(calls[-1].inputs(p, at)))
+                    if shifts:
+                        shifts[p].append(here[-1][:, own])
                     if goals:
-                        goals[p].append(_preactivations(program, calls[0].inputs(p, at)))
+                        Z = _preactivations(program, calls[0].inputs(p, at))
+                        goals[p].append(Z + here[0][:, own] if shifts else Z)
+
+
+def _added(stop: Stop, n_positions: int) -> torch.Tensor | None:
+    """Return what is added to a module's outputs, (n_positions, n_out), None where it is not what was traced."""
+    weight = stop.module.weight
+    if stop.shift is None or not isinstance(weight, torch.Tensor) or stop.shift.dim() < weight.dim() - 1:
+        return None
+    rows = rows_of(stop.shift, weight)
+    return rows if len(rows) == n_positions else None
 
 
 def _preactivations(program: Program, inputs: torch.Tensor) -> Floats:

@@ -154,7 +154,8 @@ def _shape(programs: list[Program]) -> tuple[int, ...]:
 
 
 def _activation_name(site: Site, programs: list[Program], activation: Activation) -> str:
-    after = activation.name if site.norm is None else f"batch norm, {activation.name}"
+    steps = ("batch norm", site.norm is not None), ("sum", site.shift is not None), (activation.name, True)
+    after = ", ".join(step for step, taken in steps if taken)
     return "/".join(dict.fromkeys(after if p.activation is None else p.activation for p in programs))
 
 

@@ -140,6 +140,17 @@ def load_sparse(path: str | PathLike[str]) -> dict[str, torch.Tensor]:
         If it is of another version of the format.
     OSError
         If it cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from sisopt.adapters.torch import load_sparse, save_sparse
+    >>> model = torch.nn.Linear(10, 4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save_sparse(f"{folder}/model.safetensors", model)
+    ...     tensors = load_sparse(f"{folder}/model.safetensors")
+    >>> torch.nn.Linear(10, 4).load_state_dict(tensors)
+    <All keys matched successfully>
     """
     _safetensors()
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  an extra

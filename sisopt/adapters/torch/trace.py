@@ -25,6 +25,7 @@ from .activations import DROPOUTS, PASSING, activation_of
 from .folding import can_fold, fold_of
 from .kinds import kind_of
 from .kinds.base import Kind
+from .residuals import Source, Sources, summands
 
 Takes = Callable[[str, nn.Module], bool]  # whether a module, with its name, is to be made sparse
 
@@ -42,22 +43,30 @@ class Site:
     input_bytes: int = 0  # of its first call
     activation: Activation = field(default_factory=lambda: get_activation("identity"))
     norm: str | None = None  # the batch normalisation between the module and its activation, one that can be folded
+    shift: Source | None = None  # what is added before the activation, where it is known when the module runs
 
 
 @dataclass(eq=False)
 class _Value:
-    """The output of a site, or of the batch normalisation after it; and what the model did with it."""
+    """The output of a site, of the batch normalisation after it or of a sum; and what the model did with it."""
 
+    time: int  # when the site was called
     uses: list[_Use] = field(default_factory=list)
+
+    @property
+    def only_use(self) -> _Use:
+        """What it was used for, where that is one thing."""
+        return self.uses[0] if len(self.uses) == 1 else _Use()
 
 
 @dataclass(frozen=True)
 class _Use:
-    """A function that a value was given to: an activation, a batch normalisation, or (both None) something else."""
+    """A function that a value was given to: an activation, a normalisation, a sum, or (all None) something else."""
 
     activation: Activation | None = None
     norm: str | None = None
-    normed: _Value | None = None  # what the normalisation made of it
+    shift: Source | None = None
+    made: _Value | None = None  # what the normalisation or the sum made of it
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,9 @@ class _Mark:
     """A tensor that holds a value, perhaps in another shape."""
 
     value: _Value
-    site: nn.Module | None = None  # that it came from; None after a normalisation
+    site: nn.Module | None = None  # that it came from; None after a sum, or a normalisation in another shape
     shape: tuple[int, ...] = ()  # that it had then
+    normed: bool = False
     trail: tuple[Callable[[torch.Tensor], Any], ...] = ()  # what it went through since
 
 
@@ -97,8 +107,10 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
     """Run the model once and return its sites in the order of their first calls; sites never called come last."""
     modules = sites_of(model, takes)
     sites = {name: Site(name, kind) for name, (_, kind) in modules.items()}
-    watch = _Watch(model)
+    sources = Sources(model)  # its hooks run before those below
+    watch = _Watch(model, sources)
     order: dict[str, None] = {}
+    times: dict[str, int] = {}
     handles = []
 
     def before(name: str) -> Callable[..., None]:
@@ -106,6 +118,7 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
             site = sites[name]
             order[name] = None
             site.n_calls += 1
+            times[name] = sources.now
             if site.n_calls == 1 and takes(name, module):
                 site.positions = site.kind.call(module, args, kwargs).n_positions
                 site.input_bytes = sum(t.numel() * t.element_size() for t in _tensors((args, kwargs)))
@@ -115,7 +128,7 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, torch.Tensor):
-                watch.follow(output, name, module)
+                watch.follow(output, name, module, times[name])
 
         return hook
 
@@ -128,19 +141,21 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
                 outputs = forward()
             watch.leave(outputs)
     finally:
+        sources.close()
         for handle in handles:
             handle.remove()
     for name, site in sites.items():
         if site.n_calls == 1:
-            site.norm, site.activation = watch.what_follows(name)
+            site.norm, site.shift, site.activation = watch.what_follows(name)
     return [sites[name] for name in (*order, *(name for name in sites if name not in order))]
 
 
 class _Watch(TorchFunctionMode):
     """Follows the outputs of sites through the functions that they are given to."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, sources: Sources) -> None:
         super().__init__()
+        self._sources = sources
         self._norms = {  # by what tells whose call a call is
             id(module.running_mean): (name, module)
             for name, module in model.named_modules()
@@ -150,9 +165,9 @@ class _Watch(TorchFunctionMode):
         self._outputs: dict[str, _Value] = {}
         self._marks: Any = WeakTensorKeyDictionary()  # tensor -> _Mark; weak, lest all activations stay in memory
 
-    def follow(self, tensor: torch.Tensor, name: str, module: nn.Module) -> None:
-        """Take a tensor for the output of a site."""
-        value = self._outputs.setdefault(name, _Value())
+    def follow(self, tensor: torch.Tensor, name: str, module: nn.Module, time: int) -> None:
+        """Take a tensor for the output of a site that was called at a time."""
+        value = self._outputs.setdefault(name, _Value(time))
         self._marks[tensor] = _Mark(value, module, tuple(tensor.shape))
 
     def leave(self, outputs: object) -> None:
@@ -161,30 +176,35 @@ class _Watch(TorchFunctionMode):
             if tensor in self._marks:
                 self._marks[tensor].value.uses.append(_Use())
 
-    def what_follows(self, name: str) -> tuple[str | None, Activation]:
-        """Return the batch normalisation and the activation that follow a site, each value used only once."""
-        norm, value = None, self._outputs.get(name, _Value())
-        if len(value.uses) == 1 and value.uses[0].normed is not None:
+    def what_follows(self, name: str) -> tuple[str | None, Source | None, Activation]:
+        """Return the batch normalisation, the sum and the activation that follow a site, each value used only once."""
+        norm, shift, value, identity = None, None, self._outputs.get(name, _Value(0)), get_activation("identity")
+        use = value.only_use
+        if use.norm is not None and use.made is not None:
             # one that other values go through too cannot take up what is found for this one
-            norm = value.uses[0].norm
-            if norm is None or self._n_calls[norm] != 1:
-                return None, get_activation("identity")
-            value = value.uses[0].normed
-        activation = value.uses[0].activation if len(value.uses) == 1 else None
-        return norm, get_activation("identity") if activation is None else activation
+            if self._n_calls[use.norm] != 1:
+                return None, None, identity
+            norm, use = use.norm, use.made.only_use
+        if use.shift is not None and use.made is not None and self._sources.is_single(use.shift):
+            shift, use = use.shift, use.made.only_use
+        return norm, shift, use.activation or identity
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         norm = self._norm(args, kwargs) if func is functional.batch_norm else None
         # before the call, which may change a value in place
         marks = {id(t): self._marks[t] for t in _tensors((args, kwargs)) if t in self._marks}
-        out = func(*args, **kwargs)
         function = getattr(func, "__name__", "")
+        subject, shift = self._shifted(summands(function, args, kwargs), marks)
+        out = func(*args, **kwargs)
         if not marks or _says_nothing(out, function):
             return out
-        subject = args[0] if args else kwargs.get("input")
+        if shift is None:
+            subject = args[0] if args else kwargs.get("input")
         mark = marks.get(id(subject))
-        if function in PASSING or (function in DROPOUTS and out is subject):
+        if function in DROPOUTS and out is subject:
+            return out
+        if function in PASSING:
             if mark is not None:  # what else is given, as to view_as, lends its shape
                 self._marks[out] = replace(mark, trail=(*mark.trail, _step(func, args[1:], kwargs)))
             return out
@@ -194,12 +214,29 @@ class _Watch(TorchFunctionMode):
             if mark is None or other.value is not mark.value:
                 other.value.uses.append(_Use())
         if mark is not None and norm is not None and _folds(norm[1], mark):
-            normed = _Value()
-            mark.value.uses.append(_Use(None, norm[0], normed))
-            self._marks[out] = _Mark(normed)
+            normed = _Value(mark.value.time)
+            mark.value.uses.append(_Use(norm=norm[0], made=normed))
+            self._marks[out] = _Mark(normed, None if mark.trail else mark.site, mark.shape, normed=True)
+        elif mark is not None and shift is not None:
+            total = _Value(mark.value.time)
+            mark.value.uses.append(_Use(shift=shift, made=total))
+            self._marks[out] = _Mark(total)
         elif mark is not None:
             mark.value.uses.append(_Use(activation_of(function, args, kwargs)))
         return out
+
+    def _shifted(
+        self, both: tuple[torch.Tensor, ...], marks: dict[int, _Mark]
+    ) -> tuple[torch.Tensor | None, Source | None]:
+        """Return which of two summands is what a site gave, and where the other is seen before the site runs."""
+        for own, other in (both, both[::-1]) if both else ():
+            mark = marks.get(id(own))
+            if mark is None or mark.site is None or mark.trail or not _has_rows(mark.site, mark.shape):
+                continue
+            source = self._sources.of(other, mark.value.time)
+            if source is not None:
+                return own, source
+        return None, None
 
     def _norm(self, args: Any, kwargs: Any) -> tuple[str, nn.Module] | None:
         """Return the module that a call of batch_norm is the whole of, in eval mode."""
@@ -235,7 +272,7 @@ def _folds(norm: nn.Module, mark: _Mark) -> bool:
     """Return whether a normalisation can be taken for a part of the site: it treats each row of its matrix as one."""
     weight, fold = getattr(mark.site, "weight", None), fold_of(norm)
     has_bias = getattr(mark.site, "bias", None) is not None
-    if weight is None or fold is None or not can_fold(norm, has_bias):
+    if weight is None or fold is None or mark.normed or not can_fold(norm, has_bias):
         return False
     axis = len(mark.shape) - (weight.dim() - 1)  # that of the rows in the site's output
     if not mark.trail:
@@ -246,6 +283,12 @@ def _folds(norm: nn.Module, mark: _Mark) -> bool:
         rows = step(rows)
     wanted = torch.arange(len(fold.scale), dtype=torch.int32).reshape(-1, *[1] * (rows.dim() - 2))
     return rows.shape[1] == len(fold.scale) == mark.shape[axis] and bool((rows == wanted).all())
+
+
+def _has_rows(site: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Return whether the rows of a module's matrix lie along an axis of its outputs."""
+    weight = getattr(site, "weight", None)
+    return isinstance(weight, torch.Tensor) and len(shape) >= weight.dim() - 1
 
 
 def _says_nothing(out: object, function: str) -> bool:
