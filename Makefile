@@ -10,7 +10,7 @@ STAMPS := $(VENV)/.stamps
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-toolkits lint bench bench-models docs clean
+.PHONY: help demo test test-toolkits lint bench bench-models docs docs-links clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -37,6 +37,9 @@ bench-models: $(STAMPS)/models ## trained models of four domains pruned whole, r
 
 docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+docs-links: $(STAMPS)/docs ## check all links of the documentation
+	$(BIN)/python -m sphinx -W --keep-going -b linkcheck docs docs/_build/linkcheck
 
 clean: ## remove what the targets build, .venv excepted
 	rm -rf build dist out docs/_build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

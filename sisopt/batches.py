@@ -76,6 +76,16 @@ class BatchStream:
     InvalidInputError
         If a batch is not finite, real and of the right shape (``batches[2]`` in a message is the third), if there are
         none, and, in any later pass, if sizes, values or number of the batches are no longer those of the first.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> inputs, weight = np.ones((250, 8)), np.ones((3, 8))  # or files, as np.load(..., mmap_mode="r") opens them
+    >>> stream = sisopt.BatchStream.from_arrays(inputs, weight=weight, batch_size=100)
+    >>> stream.sizes
+    (100, 100, 50)
+    >>> sisopt.LayerProblem.from_batches(stream, weight, activation="relu").n_samples
+    250
     """
 
     def __init__(self, batches: Iterable[Any], weight: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> None:

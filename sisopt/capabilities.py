@@ -11,7 +11,19 @@ METHODS = ("forward-backward", "douglas-rachford", "sis")
 
 
 def check_capability(problem: LayerProblem, goal: Goal, method: str) -> None:
-    """Raise UnsupportedError where ``method`` cannot pursue the goal on the problem; the message says which can."""
+    """Raise UnsupportedError where ``method`` cannot pursue the goal on the problem; the message says which can.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> from sisopt.capabilities import check_capability
+    >>> problem = sisopt.LayerProblem([[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0]])
+    >>> check_capability(problem, sisopt.Sparsity(0.5), "forward-backward")
+    >>> check_capability(problem, sisopt.Sparsity(0.5), "sis")
+    Traceback (most recent call last):
+        ...
+    sisopt.errors.UnsupportedError: method 'sis' takes error budgets, no Sparsity; use 'forward-backward'
+    """
     reason = _refusal(problem, goal, method)
     if reason is None:
         return

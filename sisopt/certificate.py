@@ -32,6 +32,16 @@ class RowSums:
     ``value`` = g(w_i), ``loss`` = phi_i, ``slope`` = <C_i, w_i>, ``dual_norm`` the least t with C_i in t times the unit
     ball of the dual norm; where groups of weights span rows it is the layer's, and ``value`` a share of theirs.
     ``uniform``: targets couple the outputs of a sample, so that all neurons need one factor.
+
+    Examples
+    --------
+    A neuron whose inputs are the unit vectors, with dense weights 2 and 1, at weights 1.5 and 0.5:
+
+    >>> import numpy as np
+    >>> from sisopt.certificate import RowSums
+    >>> sums = RowSums(np.array([2.0]), np.array([0.25]), np.array([-1.0]), np.array([0.5]))
+    >>> sums.objective, round(sums.radius, 4)
+    (2.0, 0.7071)
     """
 
     value: Array
@@ -57,7 +67,17 @@ class RowSums:
 
 
 def row_sums(weight: Array, gradient: Array, loss: Array, structure: Structure, uniform: bool = False) -> RowSums:
-    """Return the sums for weights W (n_out, n_in), C = grad' X of the same shape and phi (n_out,)."""
+    """Return the sums for weights W (n_out, n_in), C = grad' X of the same shape and phi (n_out,).
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> from sisopt.certificate import row_sums
+    >>> weight, gradient = np.array([[1.5, 0.5]]), np.array([[-0.5, -0.5]])
+    >>> sums = row_sums(weight, gradient, np.array([0.25]), sisopt.L1().structure((1, 2)))
+    >>> sums.value, sums.slope, sums.dual_norm
+    (array([2.]), array([-1.]), array([0.5]))
+    """
     slope = np.einsum("ij,ij->i", gradient, weight)
     return RowSums(structure.values(weight), loss, slope, structure.dual_norms(gradient), uniform)
 
@@ -101,7 +121,18 @@ def _penalized_row_bounds(sums: RowSums, multiplier: float | Array) -> Array:
 
 
 def penalized_bound(sums: RowSums, multiplier: float) -> float:
-    """Return a lower bound on min lambda g + phi."""
+    """Return a lower bound on min lambda g + phi.
+
+    Examples
+    --------
+    Of the neuron of `RowSums`, whose weights are optimal at 0.5: objective and bound agree.
+
+    >>> import numpy as np
+    >>> from sisopt.certificate import RowSums, penalized_bound
+    >>> sums = RowSums(np.array([2.0]), np.array([0.25]), np.array([-1.0]), np.array([0.5]))
+    >>> 0.5 * sums.objective + sums.loss.sum(), penalized_bound(sums, 0.5)
+    (np.float64(1.25), 1.25)
+    """
     return max(0.0, float(_penalized_row_bounds(sums, multiplier).sum()))
 
 
@@ -114,6 +145,16 @@ def budget_bound(sums: RowSums, epsilon: float) -> float:
 
     concave in s. At its maximiser s_i = clip(-a_i R / (2 phi_i epsilon), 0, 1 / dual_norm_i) for the one number R that
     agrees with itself; R is found by bisection, since s_i / R never increases with R.
+
+    Examples
+    --------
+    Of the neuron of `RowSums`, whose weights are optimal for their own radius:
+
+    >>> import numpy as np
+    >>> from sisopt.certificate import RowSums, budget_bound
+    >>> sums = RowSums(np.array([2.0]), np.array([0.25]), np.array([-1.0]), np.array([0.5]))
+    >>> sums.objective, round(budget_bound(sums, sums.radius), 6)
+    (2.0, 2.0)
     """
     caps = _caps(sums)
     if sums.uniform:
@@ -159,6 +200,17 @@ def batch_bound(sums: RowSums, parts: Array, duals: Array, radii: Array) -> floa
         g* >= -sum_i s_i a_i - sum_j epsilon_j mu_j sqrt(2 sum_i s_i**2 phi_ij),    a_i = slope_i - 2 sum_j mu_j phi_ij,
 
     concave in s. The best s is approached by the fixed point of its stationarity; every s gives a bound.
+
+    Examples
+    --------
+    With one mini-batch it is `budget_bound`:
+
+    >>> import numpy as np
+    >>> from sisopt.certificate import RowSums, batch_bound
+    >>> sums = RowSums(np.array([2.0]), np.array([0.25]), np.array([-1.0]), np.array([0.5]))
+    >>> bound = batch_bound(sums, np.array([[0.25]]), np.array([1.0]), np.array([sums.radius]))
+    >>> round(bound, 6)
+    2.0
     """
     caps = _caps(sums)
     a, spread = sums.slope - 2.0 * sums.loss, 2.0 * duals**2 * parts
@@ -180,6 +232,16 @@ def neuron_bound(sums: RowSums, losses: Array, duals: Array, radii: Array) -> fl
 
     ``sums`` are those of ``sum_i mu_i phi_i`` with the ``duals`` mu (n_out,), ``losses`` (n_out,) the phi_i. As in
     `batch_bound`, where nothing is left to balance: every s_i is at its cap or 0.
+
+    Examples
+    --------
+    With one neuron it is `budget_bound`:
+
+    >>> import numpy as np
+    >>> from sisopt.certificate import RowSums, neuron_bound
+    >>> sums = RowSums(np.array([2.0]), np.array([0.25]), np.array([-1.0]), np.array([0.5]))
+    >>> round(neuron_bound(sums, sums.loss, np.array([1.0]), sums.radius_rows), 6)
+    2.0
     """
     return float(neuron_bound_terms(sums, losses, duals, radii).sum())
 
@@ -192,5 +254,12 @@ def neuron_bound_terms(sums: RowSums, losses: Array, duals: Array, radii: Array)
 
 
 def relative_gap(objective: float, bound: float) -> float:
-    """Return (objective - bound) / objective, 0 where the objective is 0 (no bound can be above it)."""
+    """Return (objective - bound) / objective, 0 where the objective is 0 (no bound can be above it).
+
+    Examples
+    --------
+    >>> from sisopt.certificate import relative_gap
+    >>> relative_gap(2.0, 1.5), relative_gap(0.0, 0.0)
+    (0.25, 0.0)
+    """
     return max(0.0, (objective - bound) / objective) if objective > 0 else 0.0

@@ -94,6 +94,18 @@ def solve(
     ConvergenceWarning
         If the gap did not reach ``tol``.
 
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> solution = sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.2), tol=1e-4)
+    >>> solution.lower_bound <= solution.objective <= solution.lower_bound / (1 - 1e-4)
+    True
+    >>> tighter = sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.1), warm_start=solution)
+    >>> tighter.objective > solution.objective
+    True
+
     References
     ----------
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.

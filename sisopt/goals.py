@@ -30,6 +30,15 @@ class Penalized:
     ----------
     multiplier : float
         The weight lambda > 0 of the penalty g, in units of phi / g: squared pre-activations over weights.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> solution = sisopt.solve(problem, sisopt.Penalized(20.0))
+    >>> solution.multiplier, solution.gap < 1e-4
+    (20.0, True)
     """
 
     multiplier: float
@@ -66,6 +75,18 @@ class ErrorBudget:
     batch_size : int, optional
         Samples of a mini-batch, taken in order; the last one may be shorter. Needed with ``per="batch"``, except
         where the problem comes in mini-batches already.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> solution = sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.3))
+    >>> f"{solution.relative_error:.3f}"
+    '0.300'
+    >>> budgets = sisopt.ErrorBudget(eta=0.5, per="batch", batch_size=50)
+    >>> sisopt.solve(problem, budgets).duals.size
+    4
 
     References
     ----------
@@ -123,6 +144,14 @@ class Sparsity:
     sparsity : float
         Fraction of zero weights asked for, in [0, 1]. The solution has round((1 - sparsity) * size) non-zero weights
         up to max(1, 0.002 * size); at a jump of the path it is the sparser side.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 40)), rng.normal(size=(10, 40)), activation="relu")
+    >>> f"{sisopt.solve(problem, sisopt.Sparsity(0.75)).sparsity:.2f}"
+    '0.75'
     """
 
     sparsity: float

@@ -20,6 +20,11 @@ def warmup() -> None:
     """Compile the kernels for float32 and float64 inputs of any layout, or load them from numba's cache.
 
     The first solve of a process pays for what it needs of this otherwise: some seconds where nothing is cached yet.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> sisopt.warmup()
     """
     rng = np.random.default_rng(0)
     X, W = rng.standard_normal((64, 6)), rng.standard_normal((3, 6))

@@ -82,6 +82,17 @@ class LayerProblem:
     InvalidInputError
         If an argument is not finite, real and of the right shape; the message names it.
 
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> problem.n_samples, problem.n_in, problem.n_out
+    (200, 8, 3)
+    >>> solution = sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.2))
+    >>> solution.gap < 1e-4
+    True
+
     References
     ----------
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.

@@ -13,7 +13,15 @@ from .goals import Goal
 
 
 class Status(enum.Enum):
-    """How a solve ended; the value is a sentence for people."""
+    """How a solve ended; the value is a sentence for people.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> problem = sisopt.LayerProblem([[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0]])
+    >>> sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.5)).status
+    <Status.OPTIMAL: 'the certified gap reached the tolerance'>
+    """
 
     OPTIMAL = "the certified gap reached the tolerance"
     ITERATION_LIMIT = "stopped at max_iterations before the goal was reached"
@@ -24,7 +32,7 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """State after one round: what callbacks receive and `Solution.history` keeps.
+    """State after one round: what callbacks receive and ``Solution.history`` keeps.
 
     Attributes
     ----------
@@ -49,6 +57,16 @@ class Progress:
         Products with the inputs so far.
     seconds : float
         Wall-clock seconds so far.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> seen = []
+    >>> solution = sisopt.solve(problem, sisopt.Sparsity(0.5), callback=seen.append)
+    >>> seen[0].round, len(seen) > 1, seen[-1].gap < 1e-4
+    (1, True, True)
     """
 
     round: int
@@ -107,6 +125,17 @@ class Solution:
     seconds : float
         Wall-clock seconds.
     history : tuple of Progress
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> solution = sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.3))
+    >>> solution.weight.shape, f"{solution.relative_error:.3f}", solution.gap < 1e-4
+    ((3, 8), '0.300', True)
+    >>> bool(np.isclose(solution.objective, np.abs(solution.weight).sum()))
+    True
     """
 
     weight: npt.NDArray[Any]

@@ -16,6 +16,15 @@ class Stage:
 
     ``held_out_error`` is the output error on ``validation_inputs`` where these were given, else None. ``note`` says
     what a stage chose, or why it was skipped.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> inputs, weight = rng.normal(size=(200, 8)), rng.normal(size=(3, 8))
+    >>> layer = sisopt.sparsify(inputs, weight, activation="relu", sparsity=0.5, effort="fast")
+    >>> [(stage.name, stage.sparsity) for stage in layer.stages]
+    [('swap', 0.5), ('refit', 0.5)]
     """
 
     name: str
@@ -45,6 +54,15 @@ class Settings:
     tolerance : float
         How far outputs may be from the dense layer's before that counts: what pre-activations may be are sets then,
         wide where the activation is flat.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> inputs, weight = rng.normal(size=(200, 8)), rng.normal(size=(3, 8))
+    >>> layer = sisopt.sparsify(inputs, weight, activation="relu", sparsity=0.5, fidelity=0.2)
+    >>> layer.settings.fidelity
+    0.2
     """
 
     fidelity: float
@@ -89,6 +107,17 @@ class SparseLayer:
         What the weights were made with.
     stages : tuple of Stage
         The layer after each stage.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> inputs, weight, bias = rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), rng.normal(size=3)
+    >>> layer = sisopt.sparsify(inputs, weight, bias, activation="relu", sparsity=0.75)
+    >>> layer.weight.shape, layer.bias.shape, int((layer.weight == 0).sum())
+    ((3, 8), (3,), 18)
+    >>> 0 < layer.output_error < 1
+    True
     """
 
     weight: npt.NDArray[Any]

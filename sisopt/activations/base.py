@@ -33,9 +33,19 @@ class Activation(ABC):
         distances in pre-activations into bounds on the error of the outputs.
     couples_outputs : bool
         Whether an output depends on the other pre-activations of its sample, as for softmax: then arrays are
-        (n_samples, n_out) and targets are a `CoupledTarget`; otherwise they are an `Interval`.
+        (n_samples, n_out) and targets such as `sisopt.targets.Line`; otherwise they are a `sisopt.targets.Interval`.
     nondecreasing : bool
         Whether R acts entry by entry and never decreases, as far as is known.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> relu = sisopt.get_activation("relu")
+    >>> relu.forward([2.0, -1.0])
+    array([2., 0.])
+    >>> target = relu.preimage([2.0, -1.0])  # off, any negative pre-activation does
+    >>> target.lo, target.hi
+    (array([  2., -inf]), array([2., 0.]))
 
     References
     ----------

@@ -75,6 +75,15 @@ class Softmax(Coupled):
 
     The sum is over the simplex. The preimage of y is the line ``{log y + c 1} = {z0 + c 1}``; the Jacobian
     ``diag(y) - y y'`` has norm at most 1/2, attained where two outputs share everything.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> softmax = sisopt.Softmax()
+    >>> softmax.forward([[1.0, 1.0]])
+    array([[0.5, 0.5]])
+    >>> softmax.preimage([[1.0, 1.0]]).residual([[3.0, 3.0]])  # a common shift changes nothing
+    array([[0., 0.]])
     """
 
     name: str = field(default="softmax", init=False, repr=False)
@@ -91,6 +100,12 @@ class LogSoftmax(Coupled):
 
     The Jacobian ``I - 1 y'`` has norm ``sqrt(n_out) |y|``: on n_out > 1 outputs the least Lipschitz constant is
     ``sqrt(n_out)``, and there is none that serves all numbers of outputs.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> np.exp(sisopt.LogSoftmax().forward([[1.0, 1.0]])).round(6)
+    array([[0.5, 0.5]])
     """
 
     name: str = field(default="log_softmax", init=False, repr=False)
@@ -107,6 +122,12 @@ class Sparsemax(Coupled):
 
     It is the projection onto the simplex, so its Lipschitz constant is 1. The preimage of y is
     ``{p : p = y + c on the support of y, p <= c elsewhere, c real}``.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> sisopt.Sparsemax().forward([[1.0, 0.5, -1.0]])
+    array([[0.75, 0.25, 0.  ]])
 
     References
     ----------

@@ -113,6 +113,12 @@ class Softplus(Increasing):
     ------
     InvalidInputError
         If beta is not a positive finite number.
+
+    Examples
+    --------
+    >>> from sisopt.activations import Softplus
+    >>> Softplus(beta=10.0).forward([-2.0, 0.0, 2.0]).round(3)
+    array([0.   , 0.069, 2.   ])
     """
 
     beta: float = 1.0
@@ -164,6 +170,12 @@ class ELU(ExponentialLinear):
     ------
     InvalidInputError
         If alpha is not a positive finite number.
+
+    Examples
+    --------
+    >>> from sisopt.activations import ELU
+    >>> ELU(alpha=0.5).forward([-2.0, 2.0]).round(3)
+    array([-0.432,  2.   ])
     """
 
     alpha: float = 1.0
@@ -194,6 +206,12 @@ class CELU(ExponentialLinear):
     ------
     InvalidInputError
         If alpha is not a positive finite number.
+
+    Examples
+    --------
+    >>> from sisopt.activations import CELU
+    >>> CELU(alpha=0.5).forward([-2.0, 2.0]).round(3)
+    array([-0.491,  2.   ])
     """
 
     alpha: float = 1.0
@@ -216,7 +234,14 @@ _SELU_DEPTH = _SELU_SCALE * 1.6732632423543772848170429916717
 
 @dataclass(frozen=True)
 class SELU(ExponentialLinear):
-    """``R(z) = 1.0507 z`` for z >= 0 and ``1.0507 * 1.6733 * (exp(z) - 1)`` below, the self-normalising ELU."""
+    """``R(z) = 1.0507 z`` for z >= 0 and ``1.0507 * 1.6733 * (exp(z) - 1)`` below, the self-normalising ELU.
+
+    Examples
+    --------
+    >>> from sisopt.activations import SELU
+    >>> SELU().forward([-2.0, 2.0]).round(3)
+    array([-1.52 ,  2.101])
+    """
 
     name: str = field(default="selu", init=False, repr=False)
     lipschitz: float = field(default=_SELU_DEPTH, init=False, repr=False)

@@ -34,6 +34,14 @@ class Clip(Elementwise):
     ------
     InvalidInputError
         If ``low < high`` fails.
+
+    Examples
+    --------
+    >>> from sisopt.activations import Clip
+    >>> Clip(0.0, 4.0).forward([-1.0, 2.0, 5.0])
+    array([0., 2., 4.])
+    >>> Clip(0.0, 4.0).preimage([-1.0, 2.0, 5.0]).lo
+    array([-inf,   2.,   4.])
     """
 
     nondecreasing: ClassVar[bool] = True
@@ -63,6 +71,14 @@ class HardSigmoid(Elementwise):
     """``R(z) = min(max(z + 3, 0), 6) / 6``, the piecewise linear sigmoid of PyTorch.
 
     The preimage of 0 is (-inf, -3], of 1 it is [3, inf), of any other y {6y - 3}.
+
+    Examples
+    --------
+    >>> from sisopt.activations import HardSigmoid
+    >>> HardSigmoid().forward([-4.0, 0.0, 4.0])
+    array([0. , 0.5, 1. ])
+    >>> HardSigmoid().preimage([-4.0, 0.0, 4.0]).hi
+    array([-3.,  0., inf])
     """
 
     nondecreasing: ClassVar[bool] = True
@@ -90,6 +106,12 @@ class LeakyReLU(Elementwise):
     ------
     InvalidInputError
         If the slope is not a positive finite number.
+
+    Examples
+    --------
+    >>> from sisopt.activations import LeakyReLU
+    >>> LeakyReLU(0.5).forward([-2.0, 2.0])
+    array([-1.,  2.])
     """
 
     nondecreasing: ClassVar[bool] = True
@@ -117,7 +139,14 @@ class LeakyReLU(Elementwise):
 
 @dataclass(frozen=True)
 class PReLU(LeakyReLU):
-    """Leaky ReLU with a learned slope, one for the whole layer; 0.25 is the slope that training starts from."""
+    """Leaky ReLU with a learned slope, one for the whole layer; 0.25 is the slope that training starts from.
+
+    Examples
+    --------
+    >>> from sisopt.activations import PReLU
+    >>> PReLU(0.5).forward([-2.0, 2.0])
+    array([-1.,  2.])
+    """
 
     negative_slope: float = 0.25
     name: str = field(default="prelu", init=False, repr=False)
@@ -138,6 +167,14 @@ class SoftShrink(Elementwise):
     ------
     InvalidInputError
         If the threshold is not a finite number of at least 0.
+
+    Examples
+    --------
+    >>> from sisopt.activations import SoftShrink
+    >>> SoftShrink(0.5).forward([-2.0, 0.25])
+    array([-1.5,  0. ])
+    >>> SoftShrink(0.5).preimage([-2.0, 0.25]).lo
+    array([-2. , -0.5])
     """
 
     nondecreasing: ClassVar[bool] = True
@@ -164,7 +201,14 @@ class SoftShrink(Elementwise):
 
 @dataclass(frozen=True)
 class SquaredReLU(Elementwise):
-    """``R(z) = max(z, 0)**2``; the preimage of 0 is (-inf, 0], of y > 0 {sqrt(y)}. It has no Lipschitz constant."""
+    """``R(z) = max(z, 0)**2``; the preimage of 0 is (-inf, 0], of y > 0 {sqrt(y)}. It has no Lipschitz constant.
+
+    Examples
+    --------
+    >>> from sisopt.activations import SquaredReLU
+    >>> SquaredReLU().forward([-2.0, 3.0])
+    array([0., 9.])
+    """
 
     nondecreasing: ClassVar[bool] = True
 

@@ -44,6 +44,15 @@ class MaxPool(Activation):
         used: if a window holds a sample beyond the last axis of an array.
     UnsupportedError
         If r is not known to be non-decreasing.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> pooled = sisopt.MaxPool([[0, 1], [2, 3]])  # positions of one channel, in windows of two; after ReLU
+    >>> pooled.forward([1.0, 3.0, -2.0, -1.0])
+    array([3., 0.])
+    >>> pooled.preimage([1.0, 3.0, -2.0, -1.0]).hi  # what is not the largest only has to stay below
+    array([3., 3., 0., 0.])
     """
 
     windows: Windows

@@ -94,7 +94,15 @@ _ALIASES = {
 
 
 def activation_names() -> tuple[str, ...]:
-    """Return the names of all known activations in alphabetical order, aliases such as "swish" left out."""
+    """Return the names of all known activations in alphabetical order, aliases such as "swish" left out.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> names = sisopt.activation_names()
+    >>> "relu" in names, "gelu" in names, "swish" in names  # an alias of "silu"
+    (True, True, False)
+    """
     return tuple(sorted(activation.name for activation in _ACTIVATIONS.values()))
 
 
@@ -111,6 +119,15 @@ def get_activation(activation: str | Activation) -> Activation:
     ------
     InvalidInputError
         If the name is unknown or the argument is of another type.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> sisopt.get_activation("swish").name
+    'silu'
+    >>> leaky = sisopt.activations.LeakyReLU(0.2)
+    >>> sisopt.get_activation(leaky) is leaky
+    True
     """
     if isinstance(activation, Activation):
         return activation
@@ -147,8 +164,9 @@ def register_activation(
     forward : callable
         ``forward(z)`` returns R(z), entry by entry, of the shape of the float64 array z.
     preimage : callable
-        ``preimage(z0, tolerance)`` returns an `Interval` or a pair ``(lo, hi)`` of the shape of z0: an interval around
-        z0 where ``|R(u) - R(z0)| <= tolerance``. ``(z0, z0)`` is always right; every wider one leaves more freedom.
+        ``preimage(z0, tolerance)`` returns a `sisopt.targets.Interval` or a pair ``(lo, hi)`` of the shape of z0: an
+        interval around z0 where ``|R(u) - R(z0)| <= tolerance``. ``(z0, z0)`` is always right; every wider one leaves
+        more freedom.
     lipschitz : float
         The least L with ``|R(u) - R(v)| <= L |u - v|``.
     overwrite : bool
@@ -164,6 +182,15 @@ def register_activation(
     InvalidInputError
         If the name is empty or known already, a function is not callable or the constant is negative or NaN. When the
         activation is used: if an answer has another shape than it should or ``lo <= z0 <= hi`` fails.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> def absolute_preimage(z0, tolerance):
+    ...     return z0 - tolerance, z0 + tolerance
+    >>> absolute = sisopt.register_activation("absolute value", np.abs, absolute_preimage, lipschitz=1.0)
+    >>> sisopt.get_activation("Absolute-Value").forward([-2.0, 1.0])
+    array([2., 1.])
     """
     key = _key(name) if isinstance(name, str) else ""
     if not key:

@@ -41,6 +41,13 @@ def pooling_windows(
     ------
     InvalidInputError
         If a number is not an integer in its range, no window fits, or one would hold padding alone.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> sisopt.pooling_windows(1, 2, 4, (2, 2))  # an image of 2 x 4
+    array([[0, 1, 4, 5],
+           [2, 3, 6, 7]])
     """
     n_images = _integer("n_images", n_images, 1)
     size = (_integer("height", height, 1), _integer("width", width, 1))

@@ -40,7 +40,7 @@ class LayerReport:
     flops : int
         Multiply-adds of the dense layer for one sample of the network; 0 where unknown.
     output_error, held_out_error, relative_error, gap : float or None
-        As of `SparseLayer` and its certified solution; None where not known or not finite.
+        As of `sisopt.SparseLayer` and its certified solution; None where not known or not finite.
     status : str
     seconds : float
     note : str

@@ -59,9 +59,9 @@ def sparsify_network(
         Fraction of zeros in [0, 1] over all weights of the layers that are included and have no goal of their own:
         exactly round((1 - sparsity) * n_weights) of them stay.
     relative_error : float, optional
-        The error budget of every layer, see `ErrorBudget`, instead of a sparsity.
+        The error budget of every layer, see `sisopt.ErrorBudget`, instead of a sparsity.
     pattern : str or Pattern, optional
-        Which weights may stay in every layer, see `get_pattern`. A pattern "N:M" is a goal by itself.
+        Which weights may stay in every layer, see `sisopt.get_pattern`. A pattern "N:M" is a goal by itself.
     goals : mapping, optional
         Goals of some layers: glob of names -> a sparsity, a pattern such as "2:4", or a mapping with "sparsity",
         "pattern" and "relative_error", or None; the first glob that matches counts. A layer that nothing is asked of
@@ -75,7 +75,7 @@ def sparsify_network(
     layer_solver : callable, optional
         (inputs, weight, bias, goal) -> (weight, bias), in place of `sisopt.sparsify`.
     effort, seed, tol, n_threads
-        See `sparsify`.
+        See `sisopt.sparsify`.
     checkpoint : path, optional
         A folder to which every finished layer is written. The same call goes on from there, given the dense network
         again.

@@ -22,6 +22,15 @@ class Pattern(Protocol):
     needs_sparsity : bool
         Whether a sparsity says how much stays; where False the pattern says it itself, and a sparsity given with it
         must agree.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> pattern: sisopt.Pattern = sisopt.get_pattern("1:2")
+    >>> pattern.needs_sparsity, pattern.count((2, 4))
+    (False, 4)
+    >>> pattern.select(np.array([[5.0, 4.0, 1.0, 2.0]]))
+    array([[ True, False, False,  True]])
     """
 
     @property

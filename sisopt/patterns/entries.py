@@ -14,7 +14,15 @@ from .largest import largest, largest_in_rows
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Any weights: round((1 - sparsity) * size) of the whole matrix are KEPT, exactly."""
+    """Any weights: round((1 - sparsity) * size) of the whole matrix are KEPT, exactly.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> sisopt.Unstructured().select(np.array([[5.0, 4.0], [1.0, 2.0]]), sparsity=0.5)
+    array([[ True,  True],
+           [False, False]])
+    """
 
     needs_sparsity: ClassVar[bool] = True
 
@@ -44,6 +52,13 @@ class PerRow:
     """The same count for every output neuron: round((1 - sparsity) * size) weights are KEPT in all, exactly.
 
     Rows differ by at most one; one more stays in the rows whose next score is largest.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> sisopt.PerRow().select(np.array([[5.0, 4.0], [1.0, 2.0]]), sparsity=0.5)
+    array([[ True, False],
+           [False,  True]])
     """
 
     needs_sparsity: ClassVar[bool] = True

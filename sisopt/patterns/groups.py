@@ -63,6 +63,13 @@ class Blocks(WholeGroups):
     ----------
     block : (int, int)
         Rows and columns of a block, the last ones smaller where they do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> sisopt.Blocks((2, 2)).select(np.array([[3.0, 3.0, 5.0, 0.0], [3.0, 3.0, 0.0, 0.0]]), sparsity=0.5)
+    array([[ True,  True, False, False],
+           [ True,  True, False, False]])
     """
 
     block: tuple[int, int]
@@ -95,6 +102,15 @@ class Groups(WholeGroups):
     ------
     InvalidInputError
         If an argument is not what it should be; where it does not fit weight's shape, when it is first used.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> sisopt.Groups("columns").select(np.array([[5.0, 4.0], [1.0, 3.5]]), sparsity=0.5)
+    array([[False,  True],
+           [False,  True]])
+    >>> print(sisopt.Groups("kernels", kernel_size=(3, 3)))
+    3x3 kernels
     """
 
     groups: Any

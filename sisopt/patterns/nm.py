@@ -33,6 +33,12 @@ class NM:
         N, between 1 and M.
     of : int
         M, at most the number of inputs.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> sisopt.NM(2, 4).select(np.array([[5.0, 4.0, 1.0, 2.0, 0.1, 0.2, 0.3, 0.4]]))
+    array([[ True,  True, False, False, False, False,  True,  True]])
     """
 
     kept: int

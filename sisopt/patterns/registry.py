@@ -40,6 +40,16 @@ def get_pattern(pattern: str | Pattern | None, sparsity: float | None = None) ->
     ------
     InvalidInputError
         If it is neither a known name nor a pattern, or the sparsity is not what it should be.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> sisopt.get_pattern("2:4")
+    NM(kept=2, of=4)
+    >>> print(sisopt.get_pattern("2:4"))
+    2:4 (2 KEPT of every 4 inputs)
+    >>> sisopt.get_pattern("4x4 blocks", sparsity=0.5).count((8, 8), 0.5)
+    32
     """
     found = _found(pattern)
     if isinstance(found, NM):

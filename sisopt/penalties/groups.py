@@ -45,6 +45,16 @@ class GroupL2(GroupPenalty):
     InvalidInputError
         If an argument is not what it should be; where it does not fit weight's shape, when it is first used.
 
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> inputs, weight = rng.normal(size=(200, 6)), rng.normal(size=(4, 6)) * [1, 1, 1, 0.1, 0.1, 0.1]
+    >>> problem = sisopt.LayerProblem(inputs, weight, penalty=sisopt.GroupL2("columns"))
+    >>> solution = sisopt.solve(problem, sisopt.ErrorBudget(relative_error=0.2))
+    >>> np.flatnonzero(solution.weight.any(axis=0))  # the inputs that are still read
+    array([0, 1, 2])
+
     References
     ----------
     M. Yuan, Y. Lin, "Model selection and estimation in regression with grouped variables", JRSS B 68, 2006.
@@ -85,6 +95,14 @@ class SparseGroup(GroupPenalty):
     ------
     InvalidInputError
         If an argument is not what it should be; where it does not fit weight's shape, when it is first used.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> penalty = sisopt.SparseGroup("columns", weights=1.0)
+    >>> penalty.prox([[3.0, 0.5], [1.0, 0.5]], 1.0)
+    array([[1., 0.],
+           [0., 0.]])
 
     References
     ----------

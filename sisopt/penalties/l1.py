@@ -29,6 +29,15 @@ class WeightedL1:
     ------
     InvalidInputError
         If a factor is not a positive finite number.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> penalty = sisopt.WeightedL1([1.0, 10.0])  # a factor per input
+    >>> penalty.value([[2.0, -2.0]])
+    22.0
+    >>> penalty.prox([[2.0, -2.0]], 0.125)
+    array([[ 1.875, -0.75 ]])
     """
 
     weights: Any
@@ -58,6 +67,16 @@ class WeightedL1:
 
 @dataclass(frozen=True, eq=False)
 class L1(WeightedL1):
-    """The l1 norm, ``g(W) = sum_ij |W_ij|``: the weighted norm with unit factors."""
+    """The l1 norm, ``g(W) = sum_ij |W_ij|``: the weighted norm with unit factors.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> sisopt.L1().value([[2.0, -2.0], [0.0, 1.0]])
+    5.0
+    >>> sisopt.L1().prox([[2.0, -2.0], [0.0, 1.0]], 1.5)
+    array([[ 0.5, -0.5],
+           [ 0. ,  0. ]])
+    """
 
     weights: Any = 1.0

@@ -43,13 +43,21 @@ class ReferenceSolution:
         that can be kept, ``nan`` where there are several budgets.
     duals : ndarray, shape (J,)
         The dual variables mu_j >= 0 of the J budgets, in ``g + sum_j mu_j/2 (2 phi_j - epsilon_j**2)``: 0 where a
-        budget does not bind, ``inf`` where it is the least that can be kept. ``[1 / lambda]`` for `Penalized`.
+        budget does not bind, ``inf`` where it is the least that can be kept. ``[1 / lambda]`` for `sisopt.Penalized`.
     status : str
         "optimal", "inaccurate" or "limit": see `STATUS`.
     seconds : float
         Wall-clock time of the call, the time that cvxpy takes to compile the program included.
     solver : str
         Name of the solver that cvxpy called.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> problem = sisopt.LayerProblem([[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0]])
+    >>> answer = sisopt.reference.solve(problem, sisopt.Penalized(0.5))
+    >>> answer.weight.round(6), answer.status
+    (array([[1.5, 0.5]]), 'optimal')
     """
 
     weight: Array
@@ -74,7 +82,7 @@ def solve(
 ) -> ReferenceSolution:
     """Solve a layer problem with a general-purpose convex solver, through cvxpy.
 
-    With ``g(W) = sum_ij a_ij |W_ij| + sum_g kappa_g ||W_g||`` and phi as in `LayerProblem` it solves::
+    With ``g(W) = sum_ij a_ij |W_ij| + sum_g kappa_g ||W_g||`` and phi as in `sisopt.LayerProblem` it solves::
 
         minimise  lambda g(W) + phi(W, b)                          for Penalized(lambda)
         minimise  g(W)  s.t.  sqrt(2 phi_j) <= epsilon_j  for all j  for ErrorBudget, phi_j the part of group j
@@ -86,12 +94,12 @@ def solve(
     Parameters
     ----------
     problem : LayerProblem
-        ``inputs`` (n_samples, n_in), ``weight`` (n_out, n_in); also one made by `LayerProblem.from_gram`.
+        ``inputs`` (n_samples, n_in), ``weight`` (n_out, n_in); also one made by `sisopt.LayerProblem.from_gram`.
     goal : Penalized or ErrorBudget
         lambda in units of phi / g, or the budget: see there.
     solver : str, default "CLARABEL"
-        A solver that cvxpy has installed and that takes second-order cones (quadratic programs for `Penalized` with an
-        l1 norm).
+        A solver that cvxpy has installed and that takes second-order cones (quadratic programs for `sisopt.Penalized`
+        with an l1 norm).
     compress : bool, default True
         Replace the part of the loss that is quadratic everywhere (points, fidelity) by its triangular factor: the same
         program, with n_in + 1 squares instead of n_samples, of every neuron and mini-batch. Not for softmax and
@@ -112,7 +120,8 @@ def solve(
     InvalidInputError
         If the solver is not installed or refuses an option.
     UnsupportedError
-        For a `Sparsity` goal, which is not one convex program, and budgets that the problem cannot be split for.
+        For a `sisopt.Sparsity` goal, which is not one convex program, and budgets that the problem cannot be split
+        for.
     SisoptError
         If cvxpy is missing or the solver fails.
 
@@ -120,6 +129,17 @@ def solve(
     -----
     ConvergenceWarning
         If the solver stopped before it reached its tolerance.
+
+    Examples
+    --------
+    >>> import numpy as np, sisopt
+    >>> rng = np.random.default_rng(0)
+    >>> problem = sisopt.LayerProblem(rng.normal(size=(200, 8)), rng.normal(size=(3, 8)), activation="relu")
+    >>> budget = sisopt.ErrorBudget(relative_error=0.3)
+    >>> theirs = sisopt.reference.solve(problem, budget)
+    >>> ours = sisopt.solve(problem, budget, tol=1e-6)
+    >>> bool(np.isclose(ours.objective, theirs.objective, rtol=1e-5))
+    True
 
     References
     ----------

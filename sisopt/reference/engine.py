@@ -12,7 +12,14 @@ from ..errors import InvalidInputError, SisoptError
 STATUS: Mapping[str, str] = MappingProxyType(
     {"optimal": "optimal", "optimal_inaccurate": "inaccurate", "user_limit": "limit"}
 )
-"""The statuses of cvxpy that come with a solution, best first, and what `ReferenceSolution.status` calls them."""
+"""The statuses of cvxpy that come with a solution, best first, and what `ReferenceSolution.status` calls them.
+
+Examples
+--------
+>>> import sisopt
+>>> sisopt.reference.STATUS["optimal_inaccurate"]
+'inaccurate'
+"""
 
 DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -20,6 +27,14 @@ DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "SCS": {"eps_abs": 1e-6, "eps_rel": 1e-6},
     }
 )
+"""Options of solvers that `solve` passes unless others are given.
+
+Examples
+--------
+>>> import sisopt
+>>> sisopt.reference.DEFAULT_OPTIONS["SCS"]["eps_abs"]
+1e-06
+"""
 
 
 class Engine:

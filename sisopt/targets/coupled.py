@@ -32,6 +32,12 @@ class Line(CoupledTarget):
     ------
     InvalidInputError
         If the centre has another number of dimensions, no outputs or an entry that is not finite.
+
+    Examples
+    --------
+    >>> from sisopt.targets import Line
+    >>> Line([[1.0, 2.0]]).residual([[5.0, 8.0]])  # off by 4 and 6: 5 is shared
+    array([[-1.,  1.]])
     """
 
     center: Array
@@ -96,6 +102,13 @@ class SparsemaxSet(CoupledTarget):
     ------
     InvalidInputError
         If the shapes differ, a support is empty or not boolean, or a level is not finite.
+
+    Examples
+    --------
+    >>> import sisopt
+    >>> target = sisopt.Sparsemax().preimage([[1.0, 0.5, -1.0]])  # the last output is 0
+    >>> target.contains([[2.0, 1.5, -9.0]]), target.contains([[2.0, 1.0, -9.0]])
+    (True, False)
     """
 
     level: Array
@@ -123,7 +136,7 @@ class SparsemaxSet(CoupledTarget):
         return _unchecked(SparsemaxSet, level=self.level[samples], support=self.support[samples])
 
     def project(self, z: npt.ArrayLike) -> Array:
-        """Return ``l + c`` on the support and ``min(z, l + c)`` elsewhere, c as in `sisopt.kernels.coupled`."""
+        """Return ``l + c`` on the support and ``min(z, l + c)`` elsewhere, c as in ``sisopt.kernels.coupled``."""
         values = self._read("z", z)
         shifts = np.empty(self.shape[0])
         common_shifts(values, self.level, self.support, shifts)

@@ -31,6 +31,16 @@ class Interval:
     InvalidInputError
         If the shapes differ or ``lo <= hi`` fails anywhere (as it does with NaN).
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sisopt.targets import Interval
+    >>> target = Interval([2.0, -np.inf], [2.0, 0.0])  # of a ReLU that is on, and of one that is off
+    >>> target.project([3.0, -5.0])
+    array([ 2., -5.])
+    >>> target.residual([3.0, -5.0])
+    array([1., 0.])
+
     References
     ----------
     .. [1] S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.

@@ -42,8 +42,8 @@ def sparsify_mlp(estimator: MLPClassifier | MLPRegressor, X: npt.ArrayLike, **op
     X : array_like, shape (n_samples, n_features)
         Calibration data as ``estimator.predict`` takes them: in a pipeline, after the steps before. No labels.
     **options
-        What is asked: ``sparsity=0.9`` and more, see `sisopt.network.sparsify_network`. Layers are called "coefs_.0",
-        "coefs_.1" and so on.
+        What is asked: ``sparsity=0.9`` and more, see `sisopt.network.sparsify_network`. Layers are called
+        ``"coefs_.0"``, ``"coefs_.1"`` and so on.
 
     Returns
     -------

@@ -32,6 +32,19 @@ class SisoptSparsifier(BaseSparsifier):
         See `sisopt.sparsify`. With a pattern "N:M" ``sparsity_level`` has to agree, or be None.
     max_samples : int
         Samples of each module that are kept, drawn with ``seed``: tokens, rows of a batch or places of an image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.toolkits.torch_ao import SisoptSparsifier
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 10), torch.nn.ReLU())
+    >>> sparsifier = SisoptSparsifier(sparsity_level=0.8, activation="relu")
+    >>> sparsifier.prepare(model, [{"tensor_fqn": "0.weight"}])
+    >>> _ = model(torch.randn(200, 20))
+    >>> sparsifier.step()
+    >>> sparsifier.squash_mask()
+    >>> int((model[0].weight == 0).sum())
+    160
     """
 
     def __init__(

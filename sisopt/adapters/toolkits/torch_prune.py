@@ -21,6 +21,15 @@ class SisoptPruning(prune.BasePruningMethod):
     ----------
     kept : torch.Tensor of bool
         True where a weight stays.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sisopt.adapters.toolkits.torch_prune import SisoptPruning
+    >>> layer = torch.nn.Linear(20, 10)
+    >>> _ = SisoptPruning.apply(layer, "weight", torch.randn(200, 20), activation="relu", sparsity=0.8)
+    >>> torch.nn.utils.prune.is_pruned(layer), int(layer.weight_mask.sum())
+    (True, 40)
     """
 
     PRUNING_TYPE = "global"  # else containers would hand over a list of entries in place of a matrix
