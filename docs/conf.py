@@ -27,7 +27,7 @@ linkcheck_timeout = 20
 linkcheck_retries = 2
 
 html_theme = "pydata_sphinx_theme"
-html_title = f"sisopt {release}"
+html_title = "sisopt " + release.partition("+")[0]
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_theme_options = {

@@ -1,5 +1,7 @@
 """Sparse neural networks by convex optimization, layer by layer, after training, with certificates."""
 
+from importlib import metadata as _metadata
+
 from . import reference
 from .activations import (
     Activation,
@@ -32,7 +34,10 @@ from .problem import LayerProblem
 from .solution import Progress, Solution, Status
 from .sparse_layer import Settings, SparseLayer, Stage
 
-__version__ = "0.1.0"
+try:
+    __version__ = _metadata.version("sisopt")
+except _metadata.PackageNotFoundError:  # a tree that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "Activation",
