@@ -10,7 +10,7 @@ STAMPS := $(VENV)/.stamps
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-toolkits lint bench bench-models docs docs-links clean
+.PHONY: help demo test test-toolkits lint bench bench-models bench-onnx docs docs-links clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -30,10 +30,13 @@ lint: $(STAMPS)/dev ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMPS)/quality ## speed, scaling, errors of pruned layers, rivals beside all; tables in out/*.md
-	$(BIN)/python -m pytest bench --ignore=bench/bench_models.py -s --benchmark-columns=min,median,stddev,rounds
+	$(BIN)/python -m pytest bench --ignore=bench/bench_models.py --ignore=bench/bench_onnx.py -s --benchmark-columns=min,median,stddev,rounds
 
 bench-models: $(STAMPS)/models ## trained models of four domains pruned whole, rivals beside; table in out/models.md
 	$(BIN)/python -m pytest bench/bench_models.py -s
+
+bench-onnx: $(STAMPS)/models ## ONNX models of PyPI made sparse, from file to file; table in out/onnx.md
+	$(BIN)/python -m pytest bench/bench_onnx.py -s
 
 docs: $(STAMPS)/docs ## the documentation, into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -13,6 +13,7 @@ PICTURES = {
     "performance.md": "performance-scaling.svg",
     "quality.md": "quality-curves.svg",
     "models.md": None,
+    "onnx.md": None,
     "deploy.md": None,
 }  # by page
 

@@ -28,15 +28,13 @@ PAGES = [
     "docs/fine-tune.md",
     "docs/what-it-is-not.md",
     "docs/deploy.md",
+    "docs/onnx.md",
     "docs/method.md",
     "docs/which-method.md",
 ]
 UNTRIED = [
-    *(
-        f"docs/{name}"
-        for name in ("embedding.md", "onnx.md", "report.md", "command-line.md", "quality.md", "models.md")
-    ),
-    *(f"docs/{name}" for name in ("performance.md", "memory.md", "api.rst")),
+    *("docs/embedding.md", "docs/report.md", "docs/command-line.md", "docs/quality.md", "docs/models.md"),
+    *("docs/performance.md", "docs/memory.md", "docs/api.rst"),
 ]
 
 

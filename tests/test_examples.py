@@ -42,7 +42,12 @@ def zeros(model):
 
 @pytest.mark.parametrize(
     ("name", "sparsity", "lost"),
-    [("mlp_digits", 0.9, 0.03), ("cnn_batchnorm", 0.8, 0.05), ("transformer_text", 0.65, 0.1)],
+    [
+        ("mlp_digits", 0.9, 0.03),
+        ("cnn_batchnorm", 0.8, 0.05),
+        ("transformer_text", 0.65, 0.1),
+        ("onnx_model", 0.9, 0.05),
+    ],
 )
 def test_a_classifier_keeps_most_of_its_accuracy(name, sparsity, lost):
     found, out = run(name)

@@ -198,7 +198,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.numpy  # noqa: PLC0415  an extra
     except ImportError as error:
-        msg = 'checkpoints need safetensors: pip install "sisopt[torch]"'
+        msg = "checkpoints need safetensors: pip install safetensors"
         raise CheckpointError(msg) from error
     return safetensors.numpy
 

@@ -19,8 +19,9 @@ from ...layer import sparsify
 from ...patterns import Pattern
 
 try:
+    from ...network.samples import quotas
     from ..torch.kinds import Program, kind_of
-    from ..torch.samples import as_array, quotas
+    from ..torch.samples import as_array
 except ModuleNotFoundError as error:
     msg = f'{error.name} is not installed: pip install "sisopt[torch]"'
     raise ModuleNotFoundError(msg, name=error.name) from error

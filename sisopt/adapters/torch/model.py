@@ -16,9 +16,10 @@ from torch import nn
 from ...activations import Activation
 from ...errors import InvalidInputError
 from ...network import LayerSolver, NetworkReport, sparsify_network
+from ...network.samples import Sampling
 from ...patterns import Pattern
 from ...validation import natural_number
-from .network import Sampling, TorchNetwork
+from .network import TorchNetwork
 from .planning import Selector, batch_size, choice, plan_layers
 from .trace import sites_of, trace
 

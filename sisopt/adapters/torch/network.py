@@ -14,29 +14,19 @@ from torch import nn
 from ...activations import Activation
 from ...network.layers import LayerInfo
 from ...network.layers import Program as Solvable
-from ...network.solving import MANY
+from ...network.samples import Rows, Sampling, quotas, spilled
 from .digest import digest
 from .folding import Fold, fold_of, put_offset
 from .forwards import ForwardOfBatch, Passes, Stop
 from .kinds.base import Floats, Program
 from .residuals import rows_of
-from .samples import Rows, as_array, bytes_of, drawn, padding_of, quotas, spilled
+from .samples import as_array, bytes_of, drawn, padding_of
 from .trace import Site
 
 Visits = Generator[tuple[int, list[Solvable]], None, None]
 Part = tuple[Floats, Floats | None]
 
-LEAST_SAMPLES, PER_INPUT = 1 << 11, 64  # of a layer of MANY programs: the larger of the two, PER_INPUT an input
 HELD = 3  # times the largest input of a layer: what a pass that is held keeps alive, roughly
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How much data a layer is given, and where it may lie."""
-
-    max_samples: int
-    max_memory: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ class TorchNetwork:
             for number in numbers:
                 layer = self._layers[number]
                 programs = self._programs(layer)
-                most = self._samples(programs)
+                most = self._sampling.samples(len(programs), max(program.weight.shape[1] for program in programs))
                 with spilled(bytes_of(programs, most), self._sampling.max_memory // 2) as folder:
                     rows = [Rows(most, p.weight.shape[1], folder) for p in programs]
                     goals = [] if dense else [Rows(most, len(p.weight), folder) for p in programs]
@@ -150,13 +140,6 @@ class TorchNetwork:
             start = rows.stop
             found.append(program if fold is None else fold.folded(program, rows))
         return found
-
-    def _samples(self, programs: list[Program]) -> int:
-        """Return how many samples a layer gets: fewer where it is many small programs, such as a depthwise one."""
-        if len(programs) < MANY:
-            return self._sampling.max_samples
-        widest = max(program.weight.shape[1] for program in programs)
-        return min(self._sampling.max_samples, max(LEAST_SAMPLES, PER_INPUT * int(widest)))
 
     def _fill(
         self,
