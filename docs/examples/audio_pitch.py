@@ -43,18 +43,18 @@ def accuracy(model):
         return (model(heard).argmax(1) == right).double().mean().item()
 
 
-waves, notes = sounds(1500)
-heard, right = sounds(500)
+waves, notes = sounds(800)
+heard, right = sounds(300)
 model = Ear()
 optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-for _ in range(12):
+for _ in range(10):
     for at in torch.randperm(len(waves)).split(100):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(waves[at]), notes[at]).backward()
         optimizer.step()
 model.eval()
 dense = accuracy(model)
-report = sparsify_model(model, waves[:500].split(100), sparsity=0.8)
+report = sparsify_model(model, waves[:300].split(100), sparsity=0.8)
 sparse = accuracy(model)
 print(report)
 print(f"notes heard right: {dense:.1%} dense, {sparse:.1%} with 80% zeros")
