@@ -47,6 +47,7 @@ LEAST_SAMPLES, PER_INPUT = 1 << 13, 16  # of a swap: the larger of the two, PER_
 SEARCH_STEPS, NARROW = 10, 0.005  # of the search for the fewest weights that keep a budget
 AIM, CLOSE = 0.997, 0.99  # of the radius allowed: what a step aims at, and what is near enough
 SHARE = 0.3  # of the time that a limit leaves, for trial runs
+ASTRAY = 2.0  # times the radius without any weights: a swap that ends there has diverged, no refit mends it
 PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
 
 
@@ -88,11 +89,15 @@ class Pipeline:
         weight = self._exact(model.weights(U), model.scale, sparsity)
         made = self._measured(weight, model.dtype if settings.refit else FLOAT64)
         self._note("swap", made)
-        if not np.isfinite(U).all() or made.radius > self._nothing.radius:  # worse than no weights at all
+        if not np.isfinite(U).all() or made.radius > ASTRAY * self._nothing.radius:
             made = self._or_cut(made, model, sparsity)
             weight = made.weight.astype(np.float64)
         if settings.refit:
             made = self._refitted(work, model, weight, settings, made)
+        if made.radius > self._nothing.radius:  # the loss is convex on the way to no weights: go some of it
+            shorter = (self._measured(made.weight.astype(np.float64) * 0.5**k) for k in range(1, 11))
+            made = min(shorter, key=lambda each: each.radius)
+            self._note("shortened", made)
         return self._layer(made, convex, settings, trial)
 
     def by_convex_program(self, goal: Sparsity | ErrorBudget) -> SparseLayer:
