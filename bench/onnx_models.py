@@ -42,7 +42,7 @@ LEVELS = (0.5, 0.7)
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"layer_solver": solver("magnitude")},
     "sisopt, fast": {"effort": "fast"},
-    "sisopt, fast, zeros where they cost least": {"effort": "fast", "allocation": "error"},
+    "sisopt, fast, even shares": {"effort": "fast", "allocation": "uniform"},
 }
 
 

@@ -61,9 +61,8 @@ def test_a_pattern_for_some_layers_holds_there_and_the_sparsity_elsewhere():
     found, _ = run("transformer_text")
     for layer in found["model"].encoder.layers:
         assert (layer.linear1.weight.reshape(-1, 4).count_nonzero(dim=1) <= 2).all()
-    shares = {layer.name: layer.sparsity for layer in found["report"].included}
-    others = [share for name, share in shares.items() if "linear1" not in name]
-    assert others == pytest.approx([0.7] * len(others), abs=1e-3)
+    others = [layer for layer in found["report"].included if "linear1" not in layer.name]
+    assert sum(layer.n_kept for layer in others) == round(0.3 * sum(layer.n_weights for layer in others))
     assert found["model"].head.weight.count_nonzero() == found["model"].head.weight.numel()
 
 
@@ -78,8 +77,8 @@ def test_forecasters_keep_most_of_their_accuracy_and_the_model_stays_dense():
 def test_fine_tuning_gains_accuracy_and_keeps_the_zeros():
     found, _ = run("finetune")
     assert found["sparse"] < found["dense"] - 0.02
-    assert found["tuned"] > found["sparse"] + 0.02
-    assert found["zeros"] == found["report"].n_weights - found["report"].n_kept > 0.96 * found["report"].n_weights
+    assert found["tuned"] > found["sparse"] + 0.01
+    assert found["zeros"] == found["report"].n_weights - found["report"].n_kept > 0.97 * found["report"].n_weights
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits():
@@ -103,7 +102,8 @@ def test_every_example_is_tested_and_shown():
 def test_deployed_forms_are_smaller_and_keep_the_accuracy():
     found, _ = run("deploy")
     assert found["before"] > 9 * found["after"]
-    assert len(found["conversion"].changed) == len(found["smaller"].changed) == 3
+    assert set(found["conversion"].changed) == {"2", "4"}  # the first layer has too few zeros to gain
+    assert len(found["smaller"].changed) == 3
     assert all(share > found["dense"] - 0.05 for _, share in found["forms"].values())
 
 

@@ -96,7 +96,7 @@ def quick(inputs, weight, bias, goal):
 
 
 def run(chain, **options):
-    return sparsify_network(chain, **{"effort": "fast", **options})
+    return sparsify_network(chain, **{"effort": "fast", "allocation": "uniform", **options})
 
 
 def test_sequential_layers_are_put_before_the_next_is_asked_for():
@@ -155,6 +155,35 @@ def test_excluded_and_unreached_layers_are_not_touched():
     ]  # fmt: skip
     assert [layer.included for layer in report.layers] == [False, True, True]
     assert chain.events[0] == ("visit", (1, 2), False)
+
+
+@pytest.mark.parametrize(
+    "options, allocation",
+    [
+        ({"sparsity": 0.5}, "error"),
+        ({"sparsity": 0.5, "layer_solver": quick}, "uniform"),
+        ({"sparsity": 0.5, "pattern": "per-row"}, "uniform"),
+        ({"pattern": "2:4"}, "uniform"),
+        ({"relative_error": 0.3}, "uniform"),
+    ],
+)
+def test_zeros_go_where_they_cost_least_if_nothing_else_is_said(options, allocation):
+    chain = Chain()
+    report = run(chain, allocation=None, **options)
+    assert report.options["allocation"] == allocation
+    assert any(layer.curve for layer in report.layers) == (allocation == "error")
+    if "sparsity" in options:
+        assert report.n_kept == round(0.5 * report.n_weights)
+
+
+def test_one_layer_needs_no_curve():
+    chain = Chain()
+    chain.excluded[1] = chain.excluded[2] = "not wanted"
+    report = run(chain, sparsity=0.5, allocation="error")
+    assert not any(layer.curve for layer in report.layers)
+    assert [event for event in chain.events if isinstance(event, tuple) and event[0] == "visit"] == [
+        ("visit", (0,), False)
+    ]
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])

@@ -12,7 +12,7 @@ from sisopt.adapters.onnx import sparsify_onnx, writing
 from sisopt.errors import InvalidInputError
 from tests.onnx_graphs import constants_of, inputs, mlp, run
 
-ASK = {"sparsity": 0.7, "effort": "fast", "progress": False}
+ASK = {"sparsity": 0.7, "allocation": "uniform", "effort": "fast", "progress": False}
 
 
 @pytest.fixture

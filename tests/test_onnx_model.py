@@ -202,7 +202,7 @@ def test_weights_in_constant_nodes_and_behind_views_are_written_back():
         t = Transpose <perm = [1, 0]> (w) s = Constant <value_ints = [1, 5]> () h = Reshape(b, s)
         p = MatMul(r, t) q = Add(p, h) y = Relu(q)"""
     model = graph_model(text, {"x": ("n", 6)}, w=weights((5, 4)), b=weights(5, 1))
-    sparse, report = sparsify_onnx(model, [inputs(60, 6)], sparsity=0.5, **FAST)
+    sparse, report = sparsify_onnx(model, [inputs(60, 6)], sparsity=0.5, allocation="uniform", **FAST)
     assert [layer.name for layer in report.layers] == ["c", "w"]
     held = onnx.numpy_helper.to_array(sparse.graph.node[0].attribute[0].t)
     assert np.count_nonzero(held) == report.layers[0].n_kept == 12

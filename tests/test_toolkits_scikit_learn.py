@@ -61,7 +61,7 @@ def test_every_activation_gives_a_copy_that_predicts(kind, activation):
 
 def test_layers_are_those_of_sparsify_on_inputs_of_sparse_layers_with_dense_targets():
     dense = fitted(MLPRegressor, TARGETS)
-    sparse = sparsify_mlp(dense, X, sparsity=0.5).model
+    sparse = sparsify_mlp(dense, X, sparsity=0.5, allocation="uniform").model
     inputs, dense_inputs = X, X
     for i, R in enumerate((lambda z: np.maximum(z, 0), lambda z: np.maximum(z, 0), None)):
         Z = dense_inputs @ dense.coefs_[i] + dense.intercepts_[i]
@@ -106,7 +106,7 @@ def test_single_precision_stays_and_other_goals_go_through(tmp_path):
 
 def test_parallel_mode_takes_inputs_of_the_dense_network():
     dense = fitted(MLPRegressor, TARGETS)
-    sparse = sparsify_mlp(dense, X, sparsity=0.5, mode="parallel").model
+    sparse = sparsify_mlp(dense, X, sparsity=0.5, allocation="uniform", mode="parallel").model
     hidden = np.maximum(X @ dense.coefs_[0] + dense.intercepts_[0], 0)
     wanted = sisopt.sparsify(hidden, dense.coefs_[1].T, dense.intercepts_[1], activation="relu", sparsity=0.5)
     np.testing.assert_allclose(sparse.coefs_[1], wanted.weight.T, rtol=1e-6, atol=1e-9)

@@ -20,7 +20,7 @@ from sisopt.adapters.torch import sparsify_model  # noqa: E402
 from sisopt.network import LayerGoal, NetworkReport  # noqa: E402
 from sisopt.patterns import get_pattern  # noqa: E402
 
-fast = functools.partial(sparsify_model, effort="fast")
+fast = functools.partial(sparsify_model, effort="fast", allocation="uniform")
 
 
 @pytest.fixture(autouse=True)

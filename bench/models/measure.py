@@ -21,7 +21,7 @@ Array = np.ndarray
 
 OURS: dict[str, dict[str, Any]] = {
     "sisopt": {},
-    "sisopt, zeros where they cost least": {"allocation": "error"},
+    "sisopt, even shares": {"allocation": "uniform"},
     "sisopt, fast": {"effort": "fast"},
 }
 RIVALS = ("magnitude", "magnitude + refit", "Wanda", "SparseGPT", "ALPS")

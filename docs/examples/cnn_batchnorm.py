@@ -37,7 +37,6 @@ report = sparsify_model(
     model,
     images[training].split(325),
     sparsity=0.8,
-    allocation="error",  # more zeros where they do less harm
     max_samples=3000,  # places of images that a layer is solved on
 )
 sparse = accuracy(model)

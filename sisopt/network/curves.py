@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GeneralizationWarning
+from ..errors import GeneralizationWarning, InvalidInputError
 from ..layer import sparsify
 from ..threads import ordered_map, resolve_threads
 from .allocation import Curve
@@ -23,6 +23,7 @@ FINE = np.linspace(0.02, 0.99, 98)  # those of a curve that is handed out
 TINY = 1e-12  # an error that counts as none
 BLOCKS, HELD_OUT = 20, 5  # of samples in their order; one block in so many is held out
 PROGRAMS, ROWS, SAMPLES = 16, 64, 1 << 12  # of a curve, at most; rows are neurons of all its programs
+LEAST_SAMPLES, ENTRIES = 1 << 10, 1 << 26  # samples of very wide layers are as many as so many entries of inputs are
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -42,7 +43,11 @@ def error_curves(
             for number, programs in visits:
                 bar.set_postfix_str(f"{layers[number].name}: errors by sparsity")
                 check_finite(layers[number].name, programs)
-                errors[numbers.index(number)] = _errors(programs, solving)
+                try:
+                    errors[numbers.index(number)] = _errors(programs, solving)
+                except InvalidInputError as error:
+                    error.args = (f"layer {layers[number].name!r}: {error}",)
+                    raise
                 bar.update()
         if store is not None:
             store.save(len(layers), "curves", {"errors": errors}, {})
@@ -75,7 +80,8 @@ def _errors(programs: list[Program], solving: Solving) -> list[float]:
     usable = [p for p in programs if p.inputs.shape[0] > 0]
     if not usable:
         return list(LEVELS)
-    samples = _spread(len(usable[0].inputs), SAMPLES)
+    n_samples, n_in = usable[0].inputs.shape
+    samples = _spread(n_samples, min(SAMPLES, max(LEAST_SAMPLES, ENTRIES // n_in)))
     block = np.arange(len(samples)) * BLOCKS // len(samples)  # neighbours tend to come from one image, or one text
     held, fitted = samples[block % HELD_OUT == HELD_OUT - 1], samples[block % HELD_OUT != HELD_OUT - 1]
     chosen = [usable[i] for i in _spread(len(usable), PROGRAMS)]

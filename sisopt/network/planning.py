@@ -52,7 +52,7 @@ def plan_network(
     shared = [n for n, goal in enumerate(wanted) if goal is overall and kept[n] is not None]
     if shared:
         assert overall.sparsity is not None
-        if allocation == "uniform":
+        if allocation == "uniform" or len(shared) == 1:
             exact = [(1.0 - overall.sparsity) * layers[n].n_weights for n in shared]
             counts = _rounded(exact, round((1.0 - overall.sparsity) * sum(layers[n].n_weights for n in shared)))
         else:
@@ -117,6 +117,13 @@ def _own_goal(glob: str, goal: Any) -> LayerGoal | None:
         raise InvalidInputError(msg)
     _check_goal(f"goals[{glob!r}]", found)
     return found
+
+
+def allocation_of(given: str | None, goal: LayerGoal, own: bool) -> str:
+    """Return where zeros go: by default where they cost ``own`` layers least, if their number is all that is asked."""
+    if given is not None:
+        return given
+    return "error" if own and goal.sparsity is not None and goal.pattern is None else "uniform"
 
 
 def check_request(goal: LayerGoal, allocation: str, mode: str, effort: str) -> None:

@@ -20,7 +20,7 @@ from .allocation import Curve
 from .checkpoint import Checkpoint
 from .curves import LEVELS
 from .layers import LayerInfo, Network, Program
-from .planning import Goals, Plan, check_request, goals_of, plain_goal, plan_network
+from .planning import Goals, Plan, allocation_of, check_request, goals_of, plain_goal, plan_network
 from .progress import progress_bar
 from .report import LayerReport, NetworkReport
 from .solving import LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite
@@ -36,7 +36,7 @@ def sparsify_network(
     relative_error: float | None = None,
     pattern: str | Pattern | None = None,
     goals: Goals | None = None,
-    allocation: str = "uniform",
+    allocation: str | None = None,
     mode: str = "sequential",
     layer_solver: LayerSolver | None = None,
     effort: str = "default",
@@ -57,7 +57,7 @@ def sparsify_network(
         Layers, and the data that they are solved on.
     sparsity : float, optional
         Fraction of zeros in [0, 1] over all weights of the layers that are included and have no goal of their own:
-        exactly round((1 - sparsity) * n_weights) of them stay.
+        exactly round((1 - sparsity) * n_weights) of them stay, fewer where more are zero already.
     relative_error : float, optional
         The error budget of every layer, see `sisopt.ErrorBudget`, instead of a sparsity.
     pattern : str or Pattern, optional
@@ -66,9 +66,10 @@ def sparsify_network(
         Goals of some layers: glob of names -> a sparsity, a pattern such as "2:4", or a mapping with "sparsity",
         "pattern" and "relative_error", or None; the first glob that matches counts. A layer that nothing is asked of
         stays dense.
-    allocation : {"uniform", "error", "flops"}
-        Where the zeros go: every layer gets the same share; or those with which the sum of the layers' squared relative
-        errors is least, for the number of weights ("error") or of multiply-adds ("flops") that ``sparsity`` leaves.
+    allocation : {"error", "flops", "uniform"}, optional
+        Where the zeros go: where the sum of the layers' squared relative errors is least, for the number of weights
+        ("error") or of multiply-adds ("flops") that ``sparsity`` leaves; or the same share to every layer ("uniform").
+        Default: "error", and "uniform" where a pattern or another solver is given.
     mode : {"sequential", "parallel"}
         Whether the inputs of a layer come from the layers that are sparse already, its targets from the dense network;
         or both from the dense network.
@@ -119,6 +120,7 @@ def sparsify_network(
     (6, 6)
     """
     overall = LayerGoal(sparsity, pattern, relative_error)
+    allocation = allocation_of(allocation, overall, layer_solver is None)
     check_request(overall, allocation, mode, effort)
     resolve_threads(n_threads)  # refused before anything is done
     solving = Solving(

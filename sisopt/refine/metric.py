@@ -23,7 +23,8 @@ Floats = npt.NDArray[Any]
 Solve = Callable[[Floats], Floats]
 
 CONSTANT = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 1e-6}  # relative spread of an input that counts as none
-ROWS = 128  # of a product with the Gram matrix that one thread makes
+ROWS = 128  # of a product with the Gram matrix that one thread makes, at most
+SERIAL = 1 << 24  # multiply-adds of a product that is not worth parting
 FEW_ROWS = 3  # inputs per output neuron above which an inverse is not worth forming
 WIDE = 2  # inputs per sample above which the Gram matrix is not worth forming
 FLOOR = 1e-3  # of the mean square of what inputs add to outputs
@@ -61,7 +62,7 @@ class DenseMetric(Metric):
 
     def times(self, left: Floats) -> Floats:
         """See `Metric`."""
-        return row_product(left, self.gram, self.n_threads)
+        return parted_product(left, self.gram, self.n_threads)
 
     def shifted(self, shift: float, n_out: int) -> Solve:
         """See `Metric`: by the inverse, or by its factors where the rows are few."""
@@ -70,7 +71,7 @@ class DenseMetric(Metric):
         factors: tuple[Floats, ...] = (root, root.T) if len(values) > FEW_ROWS * n_out else (root @ root.T,)
 
         def solve(right: Floats) -> Floats:
-            return reduce(lambda left, factor: row_product(left, factor, self.n_threads), factors, right)
+            return reduce(lambda left, factor: parted_product(left, factor, self.n_threads), factors, right)
 
         return solve
 
@@ -130,8 +131,8 @@ class ThinMetric(Metric):
 
     def _between(self, left: Floats, values: Array) -> Array:
         """Return U V diag(values) V' in float64."""
-        seen = row_product(left.astype(np.float64), self._vectors, self.n_threads)
-        return row_product(seen * values, self._vectors.T, self.n_threads)
+        seen = parted_product(left.astype(np.float64), self._vectors, self.n_threads)
+        return parted_product(seen * values, self._vectors.T, self.n_threads)
 
 
 def metric_of(problem: LayerProblem, center: Array, dtype: np.dtype[Any], n_threads: int) -> Metric:
@@ -177,17 +178,22 @@ def is_wide(problem: LayerProblem) -> bool:
     return problem.n_in > WIDE * problem.n_samples
 
 
-def row_product(left: Floats, right: Floats, n_threads: int) -> Floats:
-    """Return ``left @ right``, rows over the threads."""
-    if left.shape[0] <= ROWS:  # one piece: a map costs more than small products
+def parted_product(left: Floats, right: Floats, n_threads: int) -> Floats:
+    """Return ``left @ right``, rows of ``left`` over the threads, columns of ``right`` where rows are few."""
+    n_rows, n_columns = left.shape[0], right.shape[1]
+    if left.size * n_columns <= SERIAL:
         with serial_blas():
             return left @ right
-    out = np.empty((left.shape[0], right.shape[1]), left.dtype)
+    out = np.empty((n_rows, n_columns), left.dtype)
 
-    def part(rows: slice) -> None:
-        np.matmul(left[rows], right, out=out[rows])
+    def rows(part: slice) -> None:
+        np.matmul(left[part], right, out=out[part])
 
-    parts = [slice(i, i + ROWS) for i in range(0, left.shape[0], ROWS)]
-    for _ in ordered_map(part, parts, n_threads):
+    def columns(part: slice) -> None:
+        np.matmul(left, right[:, part], out=out[:, part])
+
+    # parts are the same for any number of threads: the bits depend on them
+    size, count, part = (n_rows, ROWS, rows) if n_rows > ROWS else (n_columns, -(-n_columns // 2), columns)
+    for _ in ordered_map(part, (slice(i, i + count) for i in range(0, size, count)), n_threads):
         pass
     return out

@@ -50,7 +50,7 @@ def sparsify_onnx(
     include: Globs | None = None,
     exclude: Globs | None = None,
     activations: Mapping[str, str | Activation] | None = None,
-    allocation: str = "uniform",
+    allocation: str | None = None,
     mode: str = "sequential",
     layer_solver: LayerSolver | None = None,
     effort: str = "default",

@@ -38,7 +38,7 @@ def sparsify_model(
     include: Selector | Iterable[Selector] | None = None,
     exclude: Selector | Iterable[Selector] | None = None,
     activations: Mapping[str, str | Activation] | None = None,
-    allocation: str = "uniform",
+    allocation: str | None = None,
     mode: str = "sequential",
     forward: Callable[[nn.Module, Any], object] | None = None,
     layer_solver: LayerSolver | None = None,
