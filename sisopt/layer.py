@@ -142,15 +142,15 @@ def sparsify(
     limit = None if max_seconds is None else number("max_seconds", max_seconds, low=0.0)
     pipeline = Pipeline(
         problem,
+        validation,
+        limit,
+        resolve_threads(n_threads),
         effort,
         wanted,
         chosen,
-        validation,
         natural_number("seed", seed),
         tol,
-        limit,
         callback,
-        resolve_threads(n_threads),
     )
     with serial_blas():
         if goal is None or (isinstance(goal, Sparsity) and type(problem.penalty) is L1):

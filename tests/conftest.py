@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -341,3 +341,14 @@ def build_layer(
 def make_layer() -> Callable[..., Layer]:
     """Return the builder of small random layers."""
     return build_layer
+
+
+@pytest.fixture
+def seeded_torch() -> Iterator[None]:
+    """Seed torch, and let it run on one thread: small tensors would only make others wait."""
+    torch = pytest.importorskip("torch")
+    n_threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

@@ -16,13 +16,7 @@ pytest.importorskip("sklearn")
 
 FOLDER = Path(__file__).parent.parent / "docs" / "examples"
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small tensors: threads would only wait for each other
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 @cache

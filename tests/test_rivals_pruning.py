@@ -16,7 +16,6 @@ from bench.rivals.pruning import MOST_INPUTS, PRUNERS, RELU_PRUNERS, SUPPORTS
 from bench.rivals.quadratic import DAMPING, damped_gram, refit
 
 REFITTING = ("magnitude + refit", "ALPS", "OBC", "lasso + refit")  # they end with least squares on the support
-KEEPING = ("magnitude", "Wanda")  # they leave what they keep as it is
 
 
 def layer(n=200, n_in=12, n_out=5, seed=0, dtype=np.float64):

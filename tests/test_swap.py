@@ -316,3 +316,15 @@ def test_a_swap_that_goes_astray_gives_way_to_the_dense_weights_cut_to_the_patte
     assert np.isfinite(layer.weight).all()
     assert layer.output_error <= 1.5 * good.output_error
     assert [stage.name for stage in layer.stages] == ["swap", "cut", "refit"]
+
+
+def test_a_refit_that_ends_worse_than_no_weights_is_shortened(monkeypatch):
+    rng = np.random.default_rng(5)
+    X, W = rng.standard_normal((200, 12)), rng.standard_normal((6, 12))
+    good = sparsify(X, W, None, activation="hard_tanh", sparsity=0.5, effort="fast")
+    fitted = pipeline.damped_refit
+    monkeypatch.setattr(pipeline, "damped_refit", lambda *args: 5.0 * fitted(*args))
+    layer = sparsify(X, W, None, activation="hard_tanh", sparsity=0.5, effort="fast")
+    assert [stage.name for stage in layer.stages] == ["swap", "refit", "shortened"]
+    assert layer.stages[1].relative_error > 1.0 > layer.relative_error == layer.stages[2].relative_error
+    np.testing.assert_array_equal(layer.weight != 0, good.weight != 0)

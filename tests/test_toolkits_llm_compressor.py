@@ -24,13 +24,7 @@ N_TOKENS, N_TEXTS, LENGTH = 64, 24, 32
 OPTIONS = {"targets": ["Linear"], "ignore": ["re:.*lm_head"]}
 FAST = {"effort": "fast", **OPTIONS}
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small tensors: threads would only wait for each other
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 @pytest.fixture(scope="module")

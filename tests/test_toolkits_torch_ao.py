@@ -17,14 +17,7 @@ import sisopt  # noqa: E402
 from sisopt import InvalidInputError, UnsupportedError  # noqa: E402
 from sisopt.adapters.toolkits.torch_ao import SisoptSparsifier  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded_on_one_thread():
-    torch.manual_seed(0)
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small tensors: threads would only wait for each other
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 def network():

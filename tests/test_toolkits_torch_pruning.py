@@ -16,14 +16,7 @@ from sisopt import Sparsity  # noqa: E402
 from sisopt.adapters.toolkits.channel_scores import group_scores  # noqa: E402
 from sisopt.adapters.toolkits.torch_pruning import SisoptImportance  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded_on_one_thread():
-    torch.manual_seed(0)
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small tensors: threads would only wait for each other
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 def perceptron():

@@ -17,14 +17,7 @@ from torch.nn.utils import parametrize, prune  # noqa: E402
 from sisopt import InvalidInputError, UnsupportedError  # noqa: E402
 from sisopt.adapters.torch import keep_zeros, release_zeros, sparsify_model, to_prune_masks  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded_on_one_thread():
-    torch.manual_seed(0)
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small tensors: threads would only wait for each other
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 class LSTM(nn.Module):

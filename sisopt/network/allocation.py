@@ -68,9 +68,7 @@ class _Step(NamedTuple):
     size: int
 
 
-def allocate(
-    curves: Sequence[Curve], sparsity: float, fixed: Sequence[int | None] = (), *, least: float = LEAST
-) -> list[int]:
+def allocate(curves: Sequence[Curve], sparsity: float, *, least: float = LEAST) -> list[int]:
     """Return how many weights each layer keeps, so that the sum of squared relative errors is least.
 
     Squared, because the layers' errors add up like independent noise. Each layer's squared errors count as their lower
@@ -84,8 +82,6 @@ def allocate(
     sparsity : float
         In [0, 1]: ``(1 - sparsity) * sum(cost * n_weights)`` is the budget. If every weight costs 1, exactly the
         nearest whole number of weights is kept; else as many as the budget has room for.
-    fixed : sequence of int or None, optional
-        Weights that a layer keeps whatever the budget, None where that is open.
     least : float
         Fraction of its weights, one at the least, that a layer keeps while the budget allows.
 
@@ -96,7 +92,7 @@ def allocate(
     Raises
     ------
     InvalidInputError
-        If the layers that are fixed do not go with the budget.
+        If a fraction is not in [0, 1].
     """
     if not 0.0 <= sparsity <= 1.0:
         msg = f"sparsity must be in [0, 1], got {sparsity!r}"
@@ -104,20 +100,10 @@ def allocate(
     if not 0.0 <= least <= 1.0:
         msg = f"least must be in [0, 1], got {least!r}"
         raise InvalidInputError(msg)
-    given = [None if count is None else int(count) for count in fixed] or [None] * len(curves)
-    if len(given) != len(curves):
-        msg = f"fixed must have an entry for each of the {len(curves)} layers, got {len(given)}"
-        raise InvalidInputError(msg)
     kept = [0] * len(curves)
-    for number, (curve, count) in enumerate(zip(curves, given, strict=True)):
-        if count is not None and not 0 <= count <= curve.n_weights:
-            msg = f"fixed[{number}] must be in [0, {curve.n_weights}], got {count}"
-            raise InvalidInputError(msg)
-        kept[number] = count or 0
-    budget = _open_budget(curves, sparsity, given)
-    open_curves = [(number, curve) for number, curve in enumerate(curves) if given[number] is None]
+    budget = _budget(curves, sparsity)
     steps = sorted(
-        (step for number, curve in open_curves for step in _steps(number, curve, least)),
+        (step for number, curve in enumerate(curves) for step in _steps(number, curve, least)),
         key=lambda step: (step.rank, -step.worth, step.layer),
     )
     for _, equal in itertools.groupby(steps, key=lambda step: (step.rank, step.worth)):
@@ -125,25 +111,13 @@ def allocate(
     return kept
 
 
-def _open_budget(curves: Sequence[Curve], sparsity: float, fixed: Sequence[int | None]) -> Fraction:
-    """Return what the layers that are not fixed may cost, exactly: sums of floats would be off by a weight at times."""
+def _budget(curves: Sequence[Curve], sparsity: float) -> Fraction:
+    """Return what the layers may cost together, exactly: sums of floats would be off by a weight at times."""
     costs = [Fraction(curve.cost_per_weight) for curve in curves]
     total = sum((cost * curve.n_weights for cost, curve in zip(costs, curves, strict=True)), Fraction(0))
     if all(cost == 1 for cost in costs):
-        budget = Fraction(round((1.0 - sparsity) * int(total)))
-    else:
-        budget = (1 - _decimal(sparsity)) * total
-    low = high = Fraction(0)
-    for cost, curve, count in zip(costs, curves, fixed, strict=True):
-        low += cost * (count or 0)
-        high += cost * (curve.n_weights if count is None else count)
-    if not low <= budget <= high:
-        msg = (
-            f"a sparsity of {sparsity:g} cannot be met: with the layers whose sparsity is given, that of all is in "
-            f"[{float(1 - high / total):.6g}, {float(1 - low / total):.6g}]"
-        )
-        raise InvalidInputError(msg)
-    return budget - low
+        return Fraction(round((1.0 - sparsity) * int(total)))
+    return (1 - _decimal(sparsity)) * total
 
 
 def _decimal(value: float) -> Fraction:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,16 @@ from ..gram_statistics import column_norms, is_quadratic
 from ..patterns import Pattern
 from ..problem import LayerProblem
 from ..solution import Progress, Solution
-from ..sparse_layer import Settings, SparseLayer, Stage
+from ..sparse_layer import Settings, SparseLayer
 from ..thinning import thinned, useful_samples
 from .damped import damped_refit
 from .measure import FLOAT64, Measured, measure
 from .metric import is_wide, most_samples
 from .model import LossModel
 from .pilot import FIDELITY, Trial, make_pilot, scarce
-from .posing import Nothing, posed, precision, without_weights
+from .posing import posed
 from .power_law import predicted_count
+from .record import Record
 from .refit import refit
 from .reweight import reweighted
 from .rounding import round_to_pattern
@@ -48,30 +48,18 @@ SEARCH_STEPS, NARROW = 10, 0.005  # of the search for the fewest weights that ke
 AIM, CLOSE = 0.997, 0.99  # of the radius allowed: what a step aims at, and what is near enough
 SHARE = 0.3  # of the time that a limit leaves, for trial runs
 ASTRAY = 2.0  # times the radius without any weights: a swap that ends there has diverged, no refit mends it
-PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
 
 
 @dataclass
-class Pipeline:
-    """One call of `sparsify`; ``validation`` is the dense layer's problem on other samples."""
+class Pipeline(Record):
+    """One call of `sparsify`."""
 
-    problem: LayerProblem
     effort: str
     pattern: Pattern
     free: bool  # whether the fidelity is to be chosen
-    validation: LayerProblem | None
     seed: int
     tol: float
-    max_seconds: float | None
     callback: Callable[[Progress], object] | None
-    n_threads: int
-    stages: list[Stage] = field(default_factory=list)
-    warning: str | None = None  # what to tell of the layer that was made
-
-    def __post_init__(self) -> None:
-        self._started = time.monotonic()
-        self._deadline = math.inf if self.max_seconds is None else self._started + self.max_seconds
-        self._clock = self._started
 
     # --- goals -------------------------------------------------------------------------------------------------------
 
@@ -94,11 +82,7 @@ class Pipeline:
             weight = made.weight.astype(np.float64)
         if settings.refit:
             made = self._refitted(work, model, weight, settings, made)
-        if made.radius > self._nothing.radius:  # the loss is convex on the way to no weights: go some of it
-            shorter = (self._measured(made.weight.astype(np.float64) * 0.5**k) for k in range(1, 11))
-            made = min(shorter, key=lambda each: each.radius)
-            self._note("shortened", made)
-        return self._layer(made, convex, settings, trial)
+        return self._layer(self._shortened(made), convex, settings, trial)
 
     def by_convex_program(self, goal: Sparsity | ErrorBudget) -> SparseLayer:
         """Return the convex program's layer with its values refitted, and fewer weights where they keep the budget."""
@@ -196,6 +180,15 @@ class Pipeline:
         self._note("cut", cut, "the swap went astray: the dense weights of most reach instead")
         return cut
 
+    def _shortened(self, made: Measured) -> Measured:
+        """Return the layer, its values nearer to 0 where it is worse than none: the loss is convex on the way there."""
+        if made.radius <= self._nothing.radius:
+            return made
+        shorter = (self._measured(made.weight.astype(np.float64) * 0.5**k) for k in range(1, 11))
+        made = min(shorter, key=lambda each: each.radius)
+        self._note("shortened", made)
+        return made
+
     def _exact(self, weight: Array, norms: Array, sparsity: float | None) -> Array:
         """Return the weights with exactly the zeros asked for; ``norms`` (n_in,) is the reach of the inputs."""
         problem = self.problem
@@ -273,52 +266,3 @@ class Pipeline:
         return solve_silently(
             problem, goal, METHODS[0], self.tol, MAX_ITERATIONS, seconds, warm, self.callback, self.n_threads
         )
-
-    # --- records -----------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _nothing(self) -> Nothing:
-        return without_weights(self.problem, self.n_threads)
-
-    @cached_property
-    def _dtype(self) -> np.dtype[Any]:
-        return precision(self.problem, self._nothing.radius)
-
-    @cached_property
-    def _busy(self) -> LayerProblem:
-        """The problem in which neurons that do without weights, dead ones above all, get none."""
-        idle = self._nothing.idle
-        if not idle.any():
-            return self.problem
-        return self.problem.with_mask(self.problem.allowed() & ~idle[:, None])
-
-    def _measured(self, weight: Array, dtype: np.dtype[Any] = FLOAT64) -> Measured:
-        return measure(self.problem, weight, self.n_threads, dtype)
-
-    def _note(self, name: str, made: Measured, note: str = "") -> None:
-        held = (
-            None if self.validation is None else output_error(self.validation, made.weight, made.bias, self.n_threads)
-        )
-        now = time.monotonic()
-        relative = self._relative(made)
-        self.stages.append(Stage(name, made.sparsity, relative, made.output_error, held, now - self._clock, note))
-        self._clock = now
-
-    def _relative(self, made: Measured) -> float:
-        empty = self._nothing.radius
-        return made.radius / empty if empty > 0 else 0.0
-
-    def _layer(self, made: Measured, convex: Solution | None, settings: Settings, trial: Trial | None) -> SparseLayer:
-        held, seen = self.stages[-1].held_out_error, made.output_error
-        if self.validation is None and trial is not None and trial.seen > 0.0:
-            held = seen * trial.error / trial.seen  # the trial's neurons may have larger errors than all, or smaller
-        if held is not None and held > PART_WAYS * seen and held > LEAST_ERROR:
-            self.warning = (
-                f"the output error on held-out samples is {held:.3g}, that on the calibration samples {seen:.3g}: "
-                "give more samples, ask for fewer zeros or raise fidelity"
-            )
-        relative = self.stages[-1].relative_error
-        return SparseLayer(
-            made.weight, made.bias, made.sparsity, relative, made.output_error, held, convex, settings,
-            tuple(self.stages),
-        )  # fmt: skip
