@@ -340,4 +340,4 @@ class Solver:
 def test_solvers_that_are_objects_resume(tmp_path):
     run(Chain(), sparsity=0.5, layer_solver=Solver(), checkpoint=tmp_path)
     report = run(Chain(), sparsity=0.5, layer_solver=Solver(), checkpoint=tmp_path)
-    assert report.options["layer_solver"] == "Solver"
+    assert report.options["layer_solver"] == f"{__name__}.Solver"

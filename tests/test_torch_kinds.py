@@ -695,5 +695,7 @@ def test_tokens_one_after_another_keep_their_padding():
     for shape in ((2, 3, 3), (6, 3)):
         call = kind_of(linear).call(linear, (torch.zeros(shape),), {})
         assert call.kept(padding).tolist() == [True, True, False, True, False, False]
-    for shape in ((5, 3), (3, 2, 3), (2, 3)):
+    call = kind_of(linear).call(linear, (torch.zeros(3, 2, 3),), {})  # time first
+    assert call.kept(padding).tolist() == [True, True, True, False, False, False]
+    for shape in ((5, 3), (2, 3)):
         assert kind_of(linear).call(linear, (torch.zeros(shape),), {}).kept(padding) is None

@@ -278,6 +278,6 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path, request):
     answer = json.loads(found.stdout.splitlines()[-1])
     assert len(answer["wanted"]) == 64
     assert answer["found"] == answer["again"] == answer["last"] == answer["wanted"]
-    assert answer["n_files"][-1] == 4  # three layers and the curves
+    assert answer["n_files"][-1] == 6  # three layers, and their curves
     assert len(answer["n_files"]) > 4
     assert answer["left"] == []

@@ -129,7 +129,7 @@ class Checkpoint:
         return _safetensors().load(data), entry["record"]
 
     def finished(self) -> int:
-        """Return the number of finished layers."""
+        """Return the number of finished layers, and of what else was saved."""
         try:
             return sum(_RECORD.fullmatch(path.name) is not None for path in self.directory.iterdir())
         except OSError as error:

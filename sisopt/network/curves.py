@@ -14,7 +14,7 @@ from ..layer import sparsify
 from ..threads import ordered_map, resolve_threads
 from .allocation import Curve
 from .checkpoint import Checkpoint
-from .layers import Network, Program
+from .layers import LayerInfo, Network, Program
 from .progress import progress_bar
 from .solving import LayerGoal, Solving, check_finite, energies_of, split_goals
 
@@ -31,32 +31,59 @@ Indices = npt.NDArray[np.intp]
 
 def error_curves(
     network: Network, numbers: list[int], flops: bool, solving: Solving, store: Checkpoint | None, progress: bool | None
-) -> list[Curve]:
-    """Return the layers' errors at some sparsities, on the dense network's inputs, from some neurons of each."""
+) -> dict[int, Curve]:
+    """Return the layers' errors at some sparsities, on the dense network's inputs, from some neurons of each.
+
+    A layer that no sample reaches has none. Each goes into the checkpoint by itself, behind all layers.
+    """
     layers = network.layers
-    found = None if store is None else store.load(len(layers), "curves")
-    if found is not None:
-        errors = found[0]["errors"]
-    else:
-        errors = np.ones((len(numbers), len(LEVELS)))
-        with progress_bar(len(numbers), progress) as bar, closing(network.visit(numbers, dense=True)) as visits:
-            for number, programs in visits:
-                bar.set_postfix_str(f"{layers[number].name}: errors by sparsity")
-                check_finite(layers[number].name, programs)
-                try:
-                    errors[numbers.index(number)] = _errors(programs, solving)
-                except InvalidInputError as error:
-                    error.args = (f"layer {layers[number].name!r}: {error}",)
-                    raise
-                bar.update()
-        if store is not None:
-            store.save(len(layers), "curves", {"errors": errors}, {})
-    curves = []
-    for number, row in zip(numbers, errors, strict=True):
-        layer = layers[number]
-        cost = layer.flops / layer.n_weights if flops and layer.flops else 1.0
-        curves.append(Curve(layer.n_weights, cost, FINE, _between(row)))
+    errors: dict[int, Array] = {}
+    for number in numbers:
+        found = None if store is None else store.load(len(layers) + number, _key(layers[number]))
+        if found is not None and found[1] == {"levels": list(LEVELS)}:
+            errors[number] = found[0]["errors"]
+    missing = [number for number in numbers if number not in errors]
+    if missing:
+        _measure(network, missing, solving, store, progress, errors)
+    curves = {}
+    for number in numbers:
+        if errors.get(number, np.empty(0)).size:
+            layer = layers[number]
+            cost = layer.flops / layer.n_weights if flops and layer.flops else 1.0
+            curves[number] = Curve(layer.n_weights, cost, FINE, _between(errors[number]))
     return curves
+
+
+def _measure(
+    network: Network,
+    numbers: list[int],
+    solving: Solving,
+    store: Checkpoint | None,
+    progress: bool | None,
+    errors: dict[int, Array],
+) -> None:
+    """Add the errors of some layers, each saved as soon as it is known."""
+    layers = network.layers
+    with progress_bar(len(numbers), progress) as bar, closing(network.visit(numbers, dense=True)) as visits:
+        for number, programs in visits:
+            bar.set_postfix_str(f"{layers[number].name}: errors by sparsity")
+            check_finite(layers[number].name, programs)
+            try:
+                errors[number] = np.array(_errors(programs, solving))
+            except InvalidInputError as error:
+                error.args = (f"layer {layers[number].name!r}: {error}",)
+                raise
+            if store is not None:
+                store.save(
+                    len(layers) + number, _key(layers[number]), {"errors": errors[number]}, {"levels": list(LEVELS)}
+                )
+            del programs  # one layer's data at a time
+            bar.update()
+
+
+def _key(layer: LayerInfo) -> str:
+    """Return the name under which a checkpoint holds a curve."""
+    return f"curve of {layer.name}"
 
 
 def _between(errors: Array) -> Array:
@@ -76,10 +103,13 @@ def _between(errors: Array) -> Array:
 
 
 def _errors(programs: list[Program], solving: Solving) -> list[float]:
-    """Return the relative output errors of part of a layer at LEVELS, on samples held out where there are enough."""
+    """Return the relative output errors of part of a layer at LEVELS, on samples held out where there are enough.
+
+    Nothing where no sample reaches the layer.
+    """
     usable = [p for p in programs if p.inputs.shape[0] > 0]
     if not usable:
-        return list(LEVELS)
+        return []
     n_samples, n_in = usable[0].inputs.shape
     samples = _spread(n_samples, min(SAMPLES, max(LEAST_SAMPLES, ENTRIES // n_in)))
     block = np.arange(len(samples)) * BLOCKS // len(samples)  # neighbours tend to come from one image, or one text

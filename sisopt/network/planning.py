@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from ..errors import InvalidInputError
 from ..goals import ErrorBudget, Sparsity
-from ..patterns import get_pattern
+from ..patterns import Groups, get_pattern
 from ..refine.pipeline import EFFORTS
 from .allocation import Curve, allocate
 from .checkpoint import Checkpoint
@@ -56,9 +59,9 @@ def plan_network(
             exact = [(1.0 - overall.sparsity) * layers[n].n_weights for n in shared]
             counts = _rounded(exact, round((1.0 - overall.sparsity) * sum(layers[n].n_weights for n in shared)))
         else:
-            found = error_curves(network, shared, allocation == "flops", solving, store, progress)
-            curves = dict(zip(shared, found, strict=True))
-            counts = allocate(found, overall.sparsity)
+            curves = error_curves(network, shared, allocation == "flops", solving, store, progress)
+            shared = list(curves)  # what no sample reaches has no part in it
+            counts = allocate(list(curves.values()), overall.sparsity)
         for n, count in zip(shared, counts, strict=True):
             kept[n] = count
     return Plan(tuple(wanted), tuple(kept), curves)
@@ -135,8 +138,9 @@ def check_request(goal: LayerGoal, allocation: str, mode: str, effort: str) -> N
             raise InvalidInputError(msg)
     if goal != LayerGoal():
         _check_goal("the network's goal", goal)
-    if allocation != "uniform" and goal.sparsity is None:
-        msg = f"allocation={allocation!r} distributes a sparsity: give sparsity="
+    if allocation != "uniform" and (goal.sparsity is None or not get_pattern(goal.pattern).needs_sparsity):
+        what = "give sparsity=" if goal.pattern is None else f"pattern={str(goal.pattern)!r} leaves none to distribute"
+        msg = f"allocation={allocation!r} distributes a sparsity: {what}"
         raise InvalidInputError(msg)
 
 
@@ -159,9 +163,13 @@ def _check_goal(name: str, goal: LayerGoal) -> None:
 
 
 def plain_goal(goal: Any) -> Any:
-    """Return a goal as JSON has it."""
+    """Return a goal, or a part of one, as JSON has it: patterns by their text and, where it has any, their groups."""
     if isinstance(goal, Mapping):
         return {key: plain_goal(value) for key, value in goal.items()}
     if isinstance(goal, Real) and not isinstance(goal, bool):
         return float(goal)
+    if isinstance(goal, Groups) and not isinstance(goal.groups, str):
+        arrays = [goal.groups] if isinstance(goal.groups, np.ndarray) else list(goal.groups)
+        content = b"|".join(np.ascontiguousarray(each, dtype=np.int64).tobytes() for each in arrays)
+        return f"{goal} {hashlib.sha256(content).hexdigest()[:16]}"
     return None if goal is None else str(goal)

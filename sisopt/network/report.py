@@ -256,12 +256,17 @@ class NetworkReport:
 
         Raises
         ------
+        InvalidInputError
+            If the folder is not there.
         ModuleNotFoundError
             If the extra ``report`` is not installed.
         """
         text = page(self)
         if path is not None:
             target = Path(path)
+            if not target.parent.is_dir():
+                msg = f"{target.parent} is no folder: make it first, or name another file than {target}"
+                raise InvalidInputError(msg)
             replace_files(target.parent, {target.name: text.encode()})
         return text
 

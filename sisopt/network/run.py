@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -23,8 +24,10 @@ from .layers import LayerInfo, Network, Program
 from .planning import Goals, Plan, allocation_of, check_request, goals_of, plain_goal, plan_network
 from .progress import progress_bar
 from .report import LayerReport, NetworkReport
-from .solving import LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite
+from .solving import UNATTAINABLE, LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite
 from .thumbnails import thumbnail
+
+UNREACHED = "kept dense: no sample reaches it"
 
 log = logging.getLogger("sisopt.network")
 
@@ -128,7 +131,7 @@ def sparsify_network(
     )
     wanted = goals_of(network.layers, overall, goals or {})
     options = {
-        "sparsity": sparsity, "relative_error": relative_error, "pattern": None if pattern is None else str(pattern),
+        "sparsity": sparsity, "relative_error": relative_error, "pattern": plain_goal(pattern),
         "goals": {} if goals is None else {glob: plain_goal(goal) for glob, goal in goals.items()},
         "allocation": allocation, "mode": mode, "effort": effort, "seed": solving.seed, "tol": solving.tol,
         "layer_solver": None if layer_solver is None else _name(layer_solver),
@@ -168,8 +171,12 @@ class _Run:
                 if found is None:
                     open_numbers.append(number)
                     continue
+                report = LayerReport.from_record(found[1])
+                if self._solving.strict and UNATTAINABLE in report.status:
+                    msg = f"layer {info.name!r} cannot keep its budget: {report.note}"
+                    raise InfeasibleBudgetError(msg, report.relative_error or 0.0)
                 self._put(number, _from_arrays(found[0]))
-                reports[number] = LayerReport.from_record(found[1])
+                reports[number] = report
             visits = self._network.visit(open_numbers, dense=self._parallel)
             with progress_bar(len(open_numbers), self._progress) as bar, closing(visits):
                 for number, programs in visits:
@@ -177,6 +184,12 @@ class _Run:
                     reports[number] = self._layer(number, layers[number], programs)
                     bar.update()
                     log.info("%s: %s", layers[number].name, _line(reports[number]))
+                    del programs  # one layer's data at a time
+            for number in open_numbers:  # those that the network has nothing to say of
+                reports.setdefault(number, _dense(layers[number], UNREACHED))
+        except InvalidInputError:
+            self._waiting.clear()
+            raise
         finally:
             for number, parts in self._waiting:
                 self._network.put(number, parts)
@@ -195,12 +208,15 @@ class _Run:
         assert goal is not None
         started = time.monotonic()
         if not programs or programs[0].inputs.shape[0] == 0:
-            return _dense(info, "kept dense: no sample reaches it")
+            return _dense(info, UNREACHED)
         check_finite(info.name, programs)
         try:
             solved = self._solving.solve(programs, goal, kept)
         except (InvalidInputError, InfeasibleBudgetError) as error:
             error.args = (f"layer {info.name!r}: {error}",)
+            raise
+        except Exception as error:  # of another solver, say
+            error.add_note(f"This happened in layer {info.name!r}.")
             raise
         report = _reported(info, solved, time.monotonic() - started)
         if self._store is not None:
@@ -209,9 +225,13 @@ class _Run:
         return report
 
 
-def _name(solver: LayerSolver) -> str:
+def _name(solver: Any) -> str:
     """Return what tells a function from others in every process: an address would not."""
-    return str(getattr(solver, "__qualname__", type(solver).__qualname__))
+    if isinstance(solver, partial):
+        named = [f"{key}={value!r}" for key, value in solver.keywords.items()]
+        return f"{_name(solver.func)}({', '.join([*map(repr, solver.args), *named])})"
+    where = solver if hasattr(solver, "__qualname__") else type(solver)
+    return f"{where.__module__}.{where.__qualname__}"
 
 
 def _dense(info: LayerInfo, status: str = "") -> LayerReport:

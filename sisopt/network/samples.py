@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def drawn(n_positions: int, real: Places | None, most: int, rng: np.random.Gener
     return chosen if real is None else real[chosen]
 
 
-def quotas(total: int, parts: int) -> list[int]:
-    """Return how many of ``total`` samples each of ``parts`` batches gives, at most."""
-    return [total // parts + (i < total % parts) for i in range(parts)]
+def quotas(total: int, sizes: Sequence[int]) -> list[int]:
+    """Return how many of ``total`` samples each batch gives, by its size; those too many for one each spread evenly."""
+    whole = max(sum(sizes), 1)
+    edges = [total * before // whole for before in accumulate(sizes, initial=0)]
+    return [after - before for before, after in pairwise(edges)]

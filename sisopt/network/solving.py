@@ -17,13 +17,15 @@ from ..layer import sparsify
 from ..patterns import Pattern
 from ..problem import LayerProblem
 from ..threads import ordered_map, resolve_threads
-from ..validation import as_float_array, check_shape
+from ..validation import as_float_array, check_shape, largest
 from .layers import Program
 
 Floats = npt.NDArray[Any]
 Matrix = tuple[Floats, Floats | None]  # weight and bias
 
 MANY = 8  # programs of a layer that are solved side by side
+UNATTAINABLE = "budget unattainable"  # the status of a layer that took the least error that it could
+BLOCK = 1 << 10  # samples whose squares are added at a time
 TINY = 128  # weights of a program, such as a depthwise one: trial runs cost four times the solve and gain nothing
 
 
@@ -97,8 +99,8 @@ class Solving:
         """Return sparse matrices for a layer's programs; ``kept`` weights stay in all where the goal is a sparsity."""
         goals = split_goals(programs, goal, kept)
         n_threads = resolve_threads(self.n_threads)
-        # many small programs: side by side, with a thread each
-        outer, inner = (n_threads, 1) if len(programs) >= MANY else (1, n_threads)
+        # many small programs: side by side, with a thread each; another's solver may have a state
+        outer, inner = (n_threads, 1) if len(programs) >= MANY and self.solver is None else (1, n_threads)
         solving = self
         tiny = len(programs) >= MANY and max(program.weight.size for program in programs) <= TINY
         if tiny and self.effort == "default":
@@ -111,7 +113,8 @@ class Solving:
 
     def _one(self, program: Program, goal: LayerGoal, n_threads: int) -> Solved:
         if self.solver is not None:
-            found = self.solver(program.inputs, program.weight, program.bias, goal)
+            bias = None if program.bias is None else program.bias.copy()
+            found = self.solver(program.inputs, program.weight.copy(), bias, goal)
             return Solved([_checked(found, program)], "done")
         try:
             layer = sparsify(
@@ -136,9 +139,7 @@ class Solving:
             n_threads=n_threads,
         )  # fmt: skip
         note = f"the least attainable relative error is {least:.4g}"
-        return Solved(
-            [(layer.weight, layer.bias)], "budget unattainable", relative_error=layer.relative_error, note=note
-        )
+        return Solved([(layer.weight, layer.bias)], UNATTAINABLE, relative_error=layer.relative_error, note=note)
 
 
 def _checked(found: Any, program: Program) -> Matrix:
@@ -165,11 +166,20 @@ def split_goals(programs: list[Program], goal: LayerGoal, kept: int | None) -> l
     if len(programs) == 1:
         counts = [kept]
     else:
-        counts = _count_split([np.abs(p.weight) * np.linalg.norm(p.inputs, axis=0) for p in programs], kept)
+        counts = _count_split([np.abs(p.weight) * _norms(p.inputs) for p in programs], kept)
     return [
         LayerGoal(1.0 - count / program.weight.size, goal.pattern)
         for program, count in zip(programs, counts, strict=True)
     ]
+
+
+def _norms(inputs: Floats) -> npt.NDArray[np.float64]:
+    """Return the Euclidean norms of the inputs, (n_in,), a few samples at a time."""
+    squares = np.zeros(inputs.shape[1])
+    for start in range(0, len(inputs), BLOCK):
+        block = inputs[start : start + BLOCK]
+        squares += np.einsum("ij,ij->j", block, block, dtype=np.float64)
+    return np.sqrt(squares)
 
 
 def _together(programs: list[Program], found: list[Solved], n_threads: int) -> Solved:
@@ -221,7 +231,7 @@ def check_finite(name: str, programs: list[Program]) -> None:
     for program in programs:
         data = (program.inputs, program.preactivations, program.shift)
         for what, values in zip(("inputs", "pre-activations", "summands"), data, strict=True):
-            if values is not None and not np.isfinite(values).all():
+            if values is not None and not math.isfinite(largest(values)):
                 msg = (
                     f"the {what} of layer {name!r} hold NaN or infinite entries: look at what the model computes on "
                     "these batches before that layer, or leave it out with exclude="

@@ -77,7 +77,7 @@ class Pipeline(Record):
         weight = self._exact(model.weights(U), model.scale, sparsity)
         made = self._measured(weight, model.dtype if settings.refit else FLOAT64)
         self._note("swap", made)
-        if not np.isfinite(U).all() or made.radius > ASTRAY * self._nothing.radius:
+        if not np.isfinite(U).all() or made.radius > ASTRAY * (self._nothing.radius + self._nothing.rounding):
             made = self._or_cut(made, model, sparsity)
             weight = made.weight.astype(np.float64)
         if settings.refit:
@@ -182,7 +182,7 @@ class Pipeline(Record):
 
     def _shortened(self, made: Measured) -> Measured:
         """Return the layer, its values nearer to 0 where it is worse than none: the loss is convex on the way there."""
-        if made.radius <= self._nothing.radius:
+        if made.radius <= self._nothing.radius + self._nothing.rounding:
             return made
         shorter = (self._measured(made.weight.astype(np.float64) * 0.5**k) for k in range(1, 11))
         made = min(shorter, key=lambda each: each.radius)

@@ -20,6 +20,7 @@ from .measure import measure
 STEP = 1e-4  # of a central difference, in pre-activations over 1 + |z|
 FLOOR = 0.1  # of a slope weight: no entry is given up
 TOL = 1e-3  # of refinements: what float32 has to serve
+STORED = 4.0  # times the spacing of numbers in the dtype of weight and bias
 SMALL = 1 << 22  # multiplications of a product with the inputs up to which float64 costs nothing
 
 
@@ -67,11 +68,12 @@ class Nothing:
 
     radius: float
     idle: npt.NDArray[np.bool_]  # (n_out,)
+    rounding: float  # a radius that is mere rounding of the pre-activations, or of what is stored
 
 
 def without_weights(problem: LayerProblem, n_threads: int) -> Nothing:
     """Return what W = 0 leaves; what is mere rounding of the pre-activations counts as nothing."""
     losses = measure(problem, np.zeros(problem.weight.shape), n_threads).losses
-    least = ROUNDING * target_size(problem)
+    least = max(ROUNDING, STORED * float(np.finfo(problem.weight.dtype).eps)) * target_size(problem)
     radius = float(np.sqrt(2.0 * losses.sum()))
-    return Nothing(radius if radius > least else 0.0, np.sqrt(2.0 * losses) <= least)
+    return Nothing(radius if radius > least else 0.0, np.sqrt(2.0 * losses) <= least, least)

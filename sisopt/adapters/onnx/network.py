@@ -139,18 +139,21 @@ class OnnxNetwork:
         site = self._layers[number].site
         assert site.kind is not None
         names = [data_of(self._graph, site, c) for c in range(len(site.calls))]
-        shares, several = quotas(most, len(self._feeds)), len(names) > 1
+        shares, several = quotas(most, [_size(feed) for feed in self._feeds]), len(names) > 1
+        spare = 0  # what batches and calls before could not give, for want of samples or because of padding
         until = site.calls[-1]
         streams: list[Iterator[Values]] = [each.reach(names, until, hold=not several) for each in passes]
         for i, together in enumerate(zip(*streams, strict=True)):
             padding = padding_of(self._feeds[i])
+            own = quotas(shares[i], [1] * len(names))
             for c, name in enumerate(names):
+                spare += own[c]
                 rng = np.random.default_rng([self._sampling.seed, number, i, c])
                 calls = [site.kind.call(values[name]) for values in together]
                 if calls[0].n_positions != calls[-1].n_positions:
                     continue  # other values come this way than in the dense network
-                quota = quotas(shares[i], len(names))[c]
-                at = drawn(calls[-1].n_positions, calls[-1].real(padding), quota, rng)
+                at = drawn(calls[-1].n_positions, calls[-1].real(padding), spare, rng)
+                spare -= len(at)
                 if len(at):
                     yield at, calls
 
@@ -159,6 +162,11 @@ def padding_of(feed: Mapping[str, Array]) -> npt.NDArray[np.bool_] | None:
     """Return where tokens of a batch are real, bool (n_batch, length), if it tells."""
     mask = feed.get("attention_mask")
     return mask != 0 if mask is not None and mask.ndim == 2 else None
+
+
+def _size(feed: Mapping[str, Array]) -> int:
+    """Return how many samples a batch holds: the first dimension of its first array."""
+    return next((len(array) for array in feed.values() if array.ndim), 1)
 
 
 def _rows(parts: Sequence[tuple[npt.NDArray[Any], Any]]) -> list[slice]:

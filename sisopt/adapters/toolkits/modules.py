@@ -179,5 +179,5 @@ def _shares(wanted: Wanted, programs: Sequence[Program]) -> list[float | None]:
     if len(programs) == 1 or wanted.sparsity is None or wanted.pattern not in (None, "unstructured"):
         return [wanted.sparsity] * len(programs)
     kept = Sparsity(wanted.sparsity).kept(sum(program.weight.size for program in programs))
-    shares = quotas(kept, len(programs))
+    shares = quotas(kept, [1] * len(programs))
     return [1.0 - share / program.weight.size for share, program in zip(shares, programs, strict=True)]

@@ -20,11 +20,13 @@ from ...network.samples import Sampling
 from ...patterns import Pattern
 from ...validation import natural_number
 from .network import TorchNetwork
-from .planning import Selector, batch_size, choice, plan_layers
+from .planning import Selector, choice, plan_layers
+from .samples import batch_size
 from .trace import sites_of, trace
 
 MAX_SAMPLES = 10_000
 MAX_MEMORY = 4 << 30
+MOST_SAMPLES = 100_000_000  # that can be asked for
 
 
 def sparsify_model(
@@ -101,7 +103,7 @@ def sparsify_model(
     Raises
     ------
     InvalidInputError
-        If an argument is not what it should be, or a layer's data hold NaN.
+        If an argument is not what it should be, or a layer's data hold NaN; the model is as it was.
     UnsupportedError
         If the model holds quantized or parametrized layers, which are named.
     CheckpointError
@@ -135,8 +137,8 @@ def sparsify_model(
         natural_number("max_memory", max_memory),
         natural_number("seed", seed),
     )
-    if sampling.max_samples == 0:
-        msg = "max_samples must be at least 1, got 0"
+    if not 0 < sampling.max_samples <= MOST_SAMPLES:
+        msg = f"max_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {max_samples:,}"
         raise InvalidInputError(msg)
     data = _batches(batches)
     run = _forward if forward is None else forward
@@ -149,11 +151,16 @@ def sparsify_model(
         sites = trace(dense, lambda: run(dense, data[0]), wanted.takes)
         layers = plan_layers(model, sites, wanted, batch_size(data[0]))  # in a copy, what shares memory does no more
         network = TorchNetwork(sparse, dense, data, run, layers, sampling)
-        report = sparsify_network(
-            network, sparsity=sparsity, relative_error=relative_error, pattern=pattern, goals=goals,
-            allocation=allocation, mode=mode, layer_solver=layer_solver, effort=effort, seed=seed,
-            checkpoint=checkpoint, progress=progress, strict=strict, n_threads=n_threads,
-        )  # fmt: skip
+        try:
+            report = sparsify_network(
+                network, sparsity=sparsity, relative_error=relative_error, pattern=pattern, goals=goals,
+                allocation=allocation, mode=mode, layer_solver=layer_solver, effort=effort, seed=seed,
+                checkpoint=checkpoint, progress=progress, strict=strict, n_threads=n_threads,
+            )  # fmt: skip
+        except InvalidInputError:
+            if dense is not sparse:
+                sparse.load_state_dict(dense.state_dict())
+            raise
     return replace(report, model=sparse)
 
 

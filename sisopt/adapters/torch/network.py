@@ -20,7 +20,7 @@ from .folding import Fold, fold_of, put_offset
 from .forwards import ForwardOfBatch, Passes, Stop
 from .kinds.base import Floats, Program
 from .residuals import rows_of
-from .samples import as_array, bytes_of, drawn, padding_of
+from .samples import as_array, batch_size, bytes_of, drawn, padding_of
 from .trace import Site
 
 Visits = Generator[tuple[int, list[Solvable]], None, None]
@@ -79,19 +79,22 @@ class TorchNetwork:
     def visit(self, numbers: Sequence[int], *, dense: bool = False) -> Visits:
         """See `Network`."""
         with ExitStack() as stack:
-            passes = [self._passes(self._dense, self._dense_modules)]
+            passes = [self._passes(self._dense, self._dense_modules, numbers)]
+            stack.callback(passes[0].close)
             if not dense:
-                passes.append(self._passes(self._model, self._modules))
-            for each in passes:
-                stack.callback(each.close)
+                passes.append(self._passes(self._model, self._modules, numbers))
+                stack.callback(passes[1].close)
             for number in numbers:
                 layer = self._layers[number]
                 programs = self._programs(layer)
                 most = self._sampling.samples(len(programs), max(program.weight.shape[1] for program in programs))
-                with spilled(bytes_of(programs, most), self._sampling.max_memory // 2) as folder:
+                needs = bytes_of(programs, most, (not dense) + (layer.site.shift is not None))
+                with spilled(needs, self._sampling.max_memory // 2) as folder:
                     rows = [Rows(most, p.weight.shape[1], folder) for p in programs]
                     goals = [] if dense else [Rows(most, len(p.weight), folder) for p in programs]
-                    shifts = [Rows(most, len(p.weight), folder) for p in programs] if layer.site.shift else []
+                    shifts = (
+                        [Rows(most, len(p.weight), folder) for p in programs] if layer.site.shift is not None else []
+                    )
                     self._fill(number, passes, programs, most, rows, goals, shifts)
                     yield number, [
                         Solvable(
@@ -100,6 +103,7 @@ class TorchNetwork:
                         )
                         for i, (program, X) in enumerate(zip(programs, rows, strict=True))
                     ]  # fmt: skip
+                    del rows, goals, shifts  # one layer's data at a time
 
     def put(self, number: int, parts: Sequence[Part]) -> None:
         """See `Network`."""
@@ -118,11 +122,12 @@ class TorchNetwork:
             start += len(weight)
             layer.site.kind.assign(module, i, weight, bias)
 
-    def _passes(self, model: nn.Module, modules: dict[str, nn.Module]) -> Passes:
+    def _passes(self, model: nn.Module, modules: dict[str, nn.Module], numbers: Sequence[int]) -> Passes:
         forwards = [self._bound(model, batch) for batch in self._batches]
         largest = max((layer.site.input_bytes for layer in self._layers), default=0)
         holds = 2 * HELD * largest * len(forwards) <= self._sampling.max_memory
-        shifts = {layer.site.name: layer.site.shift for layer in self._layers if layer.site.shift is not None}
+        sites = [self._layers[number].site for number in numbers]
+        shifts = {site.name: site.shift for site in sites if site.shift is not None}
         return Passes(modules, forwards, holds, shifts)
 
     def _bound(self, model: nn.Module, batch: Any) -> Callable[[], object]:
@@ -153,11 +158,15 @@ class TorchNetwork:
     ) -> None:
         """Draw samples from all calls of a layer: inputs of the last passes, pre-activations of the dense network's."""
         site = self._layers[number].site
-        every, shares = site.n_calls > 1, quotas(most, len(self._batches))
+        every, shares = site.n_calls > 1, quotas(most, [batch_size(batch) for batch in self._batches])
+        spare = 0  # what batches and calls before could not give, for want of samples or because of padding
         for i, batch in enumerate(self._batches):
             padding = padding_of(batch)
             stops = [each.reach(site.name, i, every=every) for each in passes]
+            own = quotas(shares[i], [1] * len(stops[0]))
+            spare += shares[i] - sum(own)
             for c, together in enumerate(zip(*stops, strict=False)):
+                spare += own[c]
                 rng = np.random.default_rng([self._sampling.seed, number, i, c])
                 calls = [site.kind.call(stop.module, stop.args, stop.kwargs) for stop in together]
                 if calls[0].n_positions != calls[-1].n_positions:
@@ -165,19 +174,20 @@ class TorchNetwork:
                 added = [_added(stop, calls[0].n_positions) for stop in together] if shifts else []
                 if any(each is None for each in added):
                     continue  # a batch that goes another way than the one that was traced
-                at = drawn(calls[-1], padding, quotas(shares[i], len(stops[0]))[c], rng)
+                at = drawn(calls[-1], padding, spare, rng)
                 if not len(at):
                     continue
+                spare -= len(at)
                 here = [as_array(each[at.to(each.device)]) for each in added if each is not None]
                 edges = np.cumsum([0, *(len(program.weight) for program in programs)])
                 for p, program in enumerate(programs):
-                    own = slice(edges[p], edges[p + 1])
+                    outputs = slice(edges[p], edges[p + 1])
                     rows[p].append(as_array(calls[-1].inputs(p, at)))
                     if shifts:
-                        shifts[p].append(here[-1][:, own])
+                        shifts[p].append(here[-1][:, outputs])
                     if goals:
                         Z = _preactivations(program, calls[0].inputs(p, at))
-                        goals[p].append(Z + here[0][:, own] if shifts else Z)
+                        goals[p].append(Z + here[0][:, outputs] if shifts else Z)
 
 
 def _added(stop: Stop, n_positions: int) -> torch.Tensor | None:

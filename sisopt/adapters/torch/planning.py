@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ...activations import Activation, get_activation
+from ...activations import Activation, MaxPool, get_activation
 from ...errors import InvalidInputError
 from ...network.layers import LayerInfo
 from .kinds.base import Program
@@ -42,6 +42,13 @@ def choice(
         msg = f"activations must be a mapping of globs of names to activations, got {type(activations).__name__}"
         raise InvalidInputError(msg)
     named = {glob: get_activation(value) for glob, value in (activations or {}).items()}
+    for glob, value in named.items():
+        if isinstance(value, MaxPool):
+            msg = (
+                f"activations[{glob!r}]: windows of a max-pool count samples, and positions are drawn here: give the "
+                "activation inside it"
+            )
+            raise InvalidInputError(msg)
     return Choice(_selectors("include", include), _selectors("exclude", exclude), named)
 
 
@@ -163,11 +170,3 @@ def _flops(site: Site, programs: list[Program], n_samples: int) -> int:
     """Return the multiply-adds of a layer for one sample of the network."""
     weights = sum(program.weight.size for program in programs)
     return round(weights * site.positions * site.n_calls / max(n_samples, 1))
-
-
-def batch_size(batch: Any) -> int:
-    """Return how many samples a batch holds: the first dimension of its first tensor, 1 where it holds none."""
-    if hasattr(batch, "shape"):
-        return int(batch.shape[0]) if len(batch.shape) else 1
-    values: Any = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((batch_size(v) for v in values if hasattr(v, "shape") or isinstance(v, list | tuple | Mapping)), 1)

@@ -34,6 +34,15 @@ def padding_of(batch: Any) -> torch.Tensor | None:
     return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
 
-def bytes_of(programs: Sequence[Program], samples: int) -> int:
-    """Return the memory that the data of a layer's programs take."""
-    return sum(4 * samples * sum(program.weight.shape) for program in programs)
+def bytes_of(programs: Sequence[Program], samples: int, n_outputs: int) -> int:
+    """Return the memory that a layer's inputs and so many arrays of the size of its outputs take."""
+    shapes = [program.weight.shape for program in programs]
+    return sum(4 * samples * (n_in + n_outputs * n_out) for n_out, n_in in shapes)
+
+
+def batch_size(batch: Any) -> int:
+    """Return how many samples a batch holds: the first dimension of its first tensor, 1 where it holds none."""
+    if hasattr(batch, "shape"):
+        return int(batch.shape[0]) if len(batch.shape) else 1
+    values: Any = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((batch_size(v) for v in values if hasattr(v, "shape") or isinstance(v, list | tuple | Mapping)), 1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
     """Run the model once and return its sites in the order of their first calls; sites never called come last."""
     modules = sites_of(model, takes)
     sites = {name: Site(name, kind) for name, (_, kind) in modules.items()}
-    sources = Sources(model)  # its hooks run before those below
+    sources = Sources(model)
     watch = _Watch(model, sources)
     order: dict[str, None] = {}
     times: dict[str, int] = {}
@@ -135,7 +135,9 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
     try:
         for name, (module, _) in modules.items():
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(name)))
+            # first of all hooks: what another makes of the output is a use of it
+            handles.append(module.register_forward_hook(after(name), prepend=True))
+        handles.append(model.register_forward_hook(lambda module, args, output: watch.leave(output)))
         with torch.no_grad():
             with watch:
                 outputs = forward()
@@ -162,6 +164,7 @@ class _Watch(TorchFunctionMode):
             if isinstance(getattr(module, "running_mean", None), torch.Tensor)
         }
         self._n_calls: Counter[str] = Counter()  # of normalisations
+        self._n_holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         self._outputs: dict[str, _Value] = {}
         self._marks: Any = WeakTensorKeyDictionary()  # tensor -> _Mark; weak, lest all activations stay in memory
 
@@ -213,7 +216,7 @@ class _Watch(TorchFunctionMode):
         for other in {id(m.value): m for m in marks.values()}.values():
             if mark is None or other.value is not mark.value:
                 other.value.uses.append(_Use())
-        if mark is not None and norm is not None and _folds(norm[1], mark):
+        if mark is not None and norm is not None and _folds(norm[1], mark, self._n_holders):
             normed = _Value(mark.value.time)
             mark.value.uses.append(_Use(norm=norm[0], made=normed))
             self._marks[out] = _Mark(normed, None if mark.trail else mark.site, mark.shape, normed=True)
@@ -268,11 +271,13 @@ def _named_kind(name: str, module: nn.Module, takes: Takes) -> Kind | None:
         raise UnsupportedError(msg) from None
 
 
-def _folds(norm: nn.Module, mark: _Mark) -> bool:
+def _folds(norm: nn.Module, mark: _Mark, n_holders: Mapping[int, int]) -> bool:
     """Return whether a normalisation can be taken for a part of the site: it treats each row of its matrix as one."""
     weight, fold = getattr(mark.site, "weight", None), fold_of(norm)
     has_bias = getattr(mark.site, "bias", None) is not None
     if weight is None or fold is None or mark.normed or not can_fold(norm, has_bias):
+        return False
+    if not has_bias and n_holders[id(norm.bias)] != 1:  # beta takes up the bias, and is another's too
         return False
     axis = len(mark.shape) - (weight.dim() - 1)  # that of the rows in the site's output
     if not mark.trail:
@@ -306,5 +311,7 @@ def _tensors(nested: object) -> Iterator[torch.Tensor]:
     elif isinstance(nested, tuple | list):
         for each in nested:
             yield from _tensors(each)
-    elif isinstance(nested, dict):
+    elif isinstance(nested, Mapping):
         yield from _tensors(tuple(nested.values()))
+    elif is_dataclass(nested) and not isinstance(nested, type):
+        yield from _tensors(tuple(vars(nested).values()))

@@ -79,7 +79,9 @@ class Attention:
             msg = f"{type(module).__name__} has a forward of its own, not that of MultiheadAttention: exclude it"
             raise UnsupportedError(msg)
         positional, named = seen.calls[0]
-        return AttentionCall(_SIGNATURE.bind(*positional, **named).arguments)
+        arguments = _SIGNATURE.bind(*positional, **named).arguments
+        dtype = module.out_proj.weight.dtype  # under autocast, what is given is of another
+        return AttentionCall(arguments | {name: arguments[name].to(dtype) for name in _LABELS[:3]})
 
     def assign(self, module: Any, number: int, weight: Floats, bias: Floats | None) -> None:
         """Write a projection."""

@@ -24,9 +24,11 @@ class VectorCall:
         return self._vectors.reshape(-1, self._vectors.shape[-1])[at.to(self._vectors.device)]
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
-        """Return the padding flattened where the vectors are tokens, (n_batch, length) or these one after another."""
+        """Return the padding flattened where the vectors are tokens: (n_batch, length), the other way round or flat."""
         tokens = self._vectors.shape[:-1]
-        return padding.reshape(-1) if tokens in (padding.shape, (padding.numel(),)) else None
+        if tokens in (padding.shape, (padding.numel(),)):
+            return padding.reshape(-1)
+        return padding.T.reshape(-1) if tokens == padding.shape[::-1] else None
 
 
 class Linear:

@@ -162,7 +162,11 @@ def _arguments(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
         msg = f"{type(module).__name__} has a forward of its own, not that of torch's recurrent modules: exclude it"
         raise UnsupportedError(msg)
     given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
-    return given["input"], given.get("hx")
+    dtype = next(module.parameters()).dtype  # under autocast, what is given is of another
+    states = given.get("hx")
+    if isinstance(states, tuple):
+        return given["input"].to(dtype=dtype), tuple(state.to(dtype) for state in states)
+    return given["input"].to(dtype=dtype), None if states is None else states.to(dtype)
 
 
 def _gates(module: Any, mode: str, ending: str, label: str) -> list[_Gate]:
