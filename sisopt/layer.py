@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from .activations import Activation, MaxPool
 from .dispatch import check_callback, check_tol, warn_unless_optimal
-from .errors import GeneralizationWarning, InvalidInputError
+from .errors import ConvergenceWarning, GeneralizationWarning, InvalidInputError
 from .goals import ErrorBudget, Sparsity
 from .patterns import Pattern, get_pattern
 from .penalties import L1, Penalty
@@ -140,6 +141,7 @@ def sparsify(
     check_tol(tol, problem)
     check_callback(callback)
     limit = None if max_seconds is None else number("max_seconds", max_seconds, low=0.0)
+    started = time.monotonic()
     pipeline = Pipeline(
         problem,
         validation,
@@ -161,6 +163,9 @@ def sparsify(
         warnings.warn(pipeline.warning, GeneralizationWarning, stacklevel=2)
     if layer.convex is not None:
         warn_unless_optimal(layer.convex, tol, stacklevel=3)
+    elif limit is not None and time.monotonic() - started >= limit:
+        msg = f"max_seconds={limit:g} ended the search: the layer has the zeros asked for, at more error than needed"
+        warnings.warn(msg, ConvergenceWarning, stacklevel=2)
     return layer
 
 
@@ -172,6 +177,9 @@ def _goal(
     given = [name for name, value in goals.items() if value is not None]
     if not given and not pattern.needs_sparsity:
         return None
+    if not given and str(pattern) != "unstructured":
+        msg = f"pattern={str(pattern)!r} says which weights stay, not how many: give sparsity= beside it"
+        raise InvalidInputError(msg)
     if len(given) != 1:
         msg = f"sparsify takes exactly one goal of {', '.join(goals)}, got {' and '.join(given) or 'none'}"
         raise InvalidInputError(msg)

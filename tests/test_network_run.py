@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 
-from sisopt import InfeasibleBudgetError, InvalidInputError
+from sisopt import Groups, InfeasibleBudgetError, InvalidInputError
 from sisopt.activations import get_activation
 from sisopt.errors import CheckpointError
 from sisopt.network import LayerInfo, LayerReport, Program, sparsify_network
@@ -341,3 +343,97 @@ def test_solvers_that_are_objects_resume(tmp_path):
     run(Chain(), sparsity=0.5, layer_solver=Solver(), checkpoint=tmp_path)
     report = run(Chain(), sparsity=0.5, layer_solver=Solver(), checkpoint=tmp_path)
     assert report.options["layer_solver"] == f"{__name__}.Solver"
+
+
+def test_a_layer_that_nothing_reaches_takes_none_of_the_zeros():
+    chain = Chain()
+    chain.unreached = {1}
+    report = run(chain, sparsity=0.5, allocation="error")
+    first, second, third = report.layers
+    assert second.status == "kept dense: no sample reaches it" and not second.curve
+    assert first.n_kept + third.n_kept == round(0.5 * (first.n_weights + third.n_weights))
+
+
+def test_a_network_that_passes_over_a_layer_leaves_it_dense():
+    chain = Chain()
+    visit = chain.visit
+    chain.visit = lambda numbers, **options: visit([n for n in numbers if n != 1], **options)
+    for allocation in ("uniform", "error"):
+        report = run(chain, sparsity=0.5, allocation=allocation)
+        assert [layer.status[:10] for layer in report.layers] == ["done", "kept dense", "done"]
+
+
+def test_another_solver_runs_alone_and_on_copies():
+    chain = Chain(n_parts=9)
+    running, before = [], bits(chain)
+
+    def greedy(inputs, weight, bias, goal):
+        running.append(1)
+        assert len(running) == 1
+        weight[:] = 0.0
+        bias[:] = 0.0
+        time.sleep(0.001)
+        running.pop()
+        return weight, bias
+
+    report = run(chain, sparsity=0.5, layer_solver=greedy, mode="parallel", n_threads=4)
+    assert all(layer.output_error > 0.1 for layer in report.layers)
+    assert [[(w.tobytes(), b.tobytes()) for w, b in parts] for parts in chain.dense] == before
+
+
+def test_errors_of_another_solver_name_the_layer():
+    def broken(inputs, weight, bias, goal):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(Chain(), sparsity=0.5, layer_solver=broken)
+    assert caught.value.__notes__ == ["This happened in layer 'fc0'."]
+
+
+def scaled(inputs, weight, bias, goal, scale=1.0):
+    sparse, bias = quick(inputs, weight, bias, goal)
+    return scale * sparse, bias
+
+
+@needs_checkpoints
+@pytest.mark.parametrize(
+    "options",
+    [
+        [{"pattern": Groups(np.arange(54).reshape(9, 6) // k), "sparsity": 0.5} for k in (2, 3)],
+        [{"layer_solver": partial(scaled, scale=s), "sparsity": 0.5} for s in (1.0, 2.0)],
+    ],
+    ids=["groups", "partial"],
+)
+def test_checkpoints_tell_groups_and_arguments_of_solvers_apart(tmp_path, options):
+    chain = Chain()
+    chain.excluded[1] = chain.excluded[2] = "not wanted"
+    for _ in range(2):
+        run(chain, checkpoint=tmp_path, **options[0])
+    with pytest.raises(CheckpointError, match="of another call"):
+        run(chain, checkpoint=tmp_path, **options[1])
+
+
+@needs_checkpoints
+def test_what_was_not_attained_is_an_error_in_a_strict_run_that_resumes(tmp_path):
+    options = {"relative_error": 1e-9, "checkpoint": tmp_path}
+    report = run(Chain(activations=("identity",) * 3, n_samples=200), **options)
+    if not any("unattainable" in layer.status for layer in report.layers):
+        pytest.skip("every layer kept its budget")
+    with pytest.raises(InfeasibleBudgetError, match="cannot keep its budget"):
+        run(Chain(activations=("identity",) * 3, n_samples=200), strict=True, **options)
+
+
+def test_a_pattern_that_leaves_nothing_to_distribute_is_refused():
+    with pytest.raises(InvalidInputError, match="leaves none to distribute"):
+        run(Chain(), pattern="2:4", sparsity=0.5, allocation="error")
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_wrong_data_leave_what_waits_where_it_is(mode):
+    chain = Chain()
+    inputs = chain.inputs
+    chain.inputs = lambda number, layers: inputs(number, layers) * (np.nan if number == 1 else 1.0)
+    with pytest.raises(InvalidInputError, match="layer 'fc1' hold NaN"):
+        run(chain, sparsity=0.5, mode=mode)
+    if mode == "parallel":
+        assert chain.now == chain.dense

@@ -328,3 +328,12 @@ def test_a_refit_that_ends_worse_than_no_weights_is_shortened(monkeypatch):
     assert [stage.name for stage in layer.stages] == ["swap", "refit", "shortened"]
     assert layer.stages[1].relative_error > 1.0 > layer.relative_error == layer.stages[2].relative_error
     np.testing.assert_array_equal(layer.weight != 0, good.weight != 0)
+
+
+def test_weights_that_the_samples_say_nothing_of_are_not_shortened_for_rounding():
+    rng = np.random.default_rng(5)
+    X = np.tile(rng.standard_normal((1, 12)), (200, 1)).astype(np.float32)  # one sample, again and again
+    W, b = rng.standard_normal((6, 12)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
+    layer = sparsify(X, W, b, activation="relu", sparsity=0.5, effort="fast")
+    assert "shortened" not in [stage.name for stage in layer.stages]
+    np.testing.assert_allclose(np.maximum(X @ layer.weight.T + layer.bias, 0), np.maximum(X @ W.T + b, 0), atol=1e-5)

@@ -157,3 +157,15 @@ def test_samples_do_not_depend_on_how_data_are_cut(module, shape):
     for rows, (weight, bias, _) in found[1:]:
         assert np.array_equal(rows[0], found[0][0][0])
         assert torch.equal(weight, found[0][1][0]) and torch.equal(bias, found[0][1][1])
+
+
+def test_modules_without_a_matrix_are_refused():
+    with pytest.raises(UnsupportedError, match="Embedding has no weight that can be made sparse here"):
+        SisoptPruning.apply(nn.Embedding(5, 3), "weight", torch.zeros(4, dtype=torch.long), sparsity=0.5)
+
+
+@pytest.mark.parametrize("shape", [(300, 10), (200, 12), (100, 10)])
+def test_outputs_that_are_not_of_the_inputs_are_refused(shape):
+    layer = nn.Linear(20, 10)
+    with pytest.raises(InvalidInputError, match=r"outputs must hold those of the inputs, \(200, 10\) in rows"):
+        SisoptPruning.apply(layer, "weight", torch.randn(200, 20), outputs=torch.randn(shape), sparsity=0.5)

@@ -228,3 +228,21 @@ def test_the_examples_of_the_docstrings_run():
     outcome = doctest.testmod(importlib.import_module("sisopt.adapters.torch.layouts"))
     assert outcome.attempted > 4
     assert not outcome.failed
+
+
+def test_layers_with_hooks_stay_as_they_are():
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[torch.rand(layer.weight.shape) < 0.9] = 0.0
+    model[0].register_forward_hook(lambda module, args, output: 2 * output)
+    conversion = to_sparse_csr(model)
+    assert conversion.unchanged == {"0": "dense, it has hooks or a forward of its own"}
+    x = torch.randn(5, 40)
+    torch.testing.assert_close(conversion.model(x), model(x))
+    assert not any(module.training for module in conversion.model.modules())
+
+
+def test_a_share_that_is_no_number_is_refused():
+    with pytest.raises(InvalidInputError, match="least_sparsity must be"):
+        to_sparse_csr(nn.Sequential(nn.Linear(4, 3)), least_sparsity="a")

@@ -107,7 +107,7 @@ def test_a_sparsity_of_0_changes_no_bit():
     wanted = bits(model)
     report = fast(model, torch.randn(2, 60, 7), sparsity=0.0)
     assert_bits(model, wanted)
-    assert [layer.status for layer in report.layers] == ["kept dense"] * 2
+    assert [layer.status for layer in report.layers] == ["kept dense: allocated no zeros"] * 2
 
 
 def test_two_of_four_along_the_inputs_of_the_matrix():
@@ -727,7 +727,8 @@ def test_activations_that_are_no_numbers_name_the_layer():
         (None, InvalidInputError, "must be an iterable of batches"),
         (3, InvalidInputError, "must be an iterable of batches"),
         ([np.zeros((5, 6), np.float32)], InvalidInputError, "must hold tensors.*ndarray.*forward="),
-        ({"x": 1}, InvalidInputError, "must hold tensors.*str"),
+        ({"x": 1}, InvalidInputError, "got a mapping: is it one batch"),
+        (["x"], InvalidInputError, "must hold tensors.*str"),
         ([torch.randn(5, 7)], RuntimeError, "shapes"),
     ],
 )
@@ -829,3 +830,46 @@ def test_functions_unknown_to_the_trace_stay_where_they_are():
     )  # fmt: skip
     report = check_reported(model, torch.randn(2, 40, 1, 6, 6), sparsity=0.4)
     assert [layer.activation for layer in report.layers] == ["identity", "identity"]
+
+
+def test_wrong_data_behind_a_layer_leave_the_model_as_it_was():
+    class Breaks(nn.Module):
+        def forward(self, x):
+            return x / 0.0
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Breaks(), nn.Linear(8, 3)).eval()
+    before = bits(model)
+    with pytest.raises(InvalidInputError, match="layer '3' hold NaN"):
+        fast(model, [torch.randn(40, 6)], sparsity=0.5)
+    assert_bits(model, before)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.MultiheadAttention])
+def test_models_run_under_autocast(kind):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.second = kind(8, 8, batch_first=True) if kind is nn.LSTM else kind(8, 2, batch_first=True)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.second(h)[0] if isinstance(self.second, nn.LSTM) else self.second(h, h, h)[0]
+
+    def forward(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch)
+
+    report = fast(Model().eval(), [torch.randn(10, 6, 8)], sparsity=0.5, forward=forward)
+    assert report.sparsity == 0.5
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "error"])
+def test_zeros_that_are_there_already_are_told(allocation):
+    model, batches = mlp(20, 30, 10), [torch.randn(200, 20)]
+    fast(model, batches, sparsity=0.8)
+    before = bits(model)
+    report = fast(model, batches, sparsity=0.5, allocation=allocation)
+    assert_bits(model, before)
+    assert report.sparsity == 0.8
+    assert report.n_kept == nonzeros(model, "0.weight", "2.weight")

@@ -414,3 +414,21 @@ def test_the_examples_of_the_docstrings_run():
     outcome = doctest.testmod(importlib.import_module("sisopt.adapters.torch.shrink"))
     assert outcome.attempted > 4
     assert not outcome.failed
+
+
+def test_a_model_that_writes_to_its_inputs_can_be_made_smaller():
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x):
+            x += 1
+            return self.layers(x)
+
+    model, x = Adds().eval(), torch.randn(3, 4)
+    with torch.no_grad():
+        model.layers[2].weight[:, :4] = 0.0
+    before = x.clone()
+    assert remove_structured_zeros(model, x).model.layers[0].out_features == 2
+    assert torch.equal(x, before)

@@ -305,3 +305,11 @@ def test_the_examples_of_the_docstrings_run():
     outcome = doctest.testmod(importlib.import_module("sisopt.adapters.torch.sparse_files"))
     assert outcome.attempted > 4
     assert not outcome.failed
+
+
+def test_conjugate_and_negative_views_are_told_apart(tmp_path):
+    a = torch.randn(50, dtype=torch.complex64)
+    for tensors in ({"a": a, "b": a.conj()}, {"a": a.imag, "b": a.conj().imag}):
+        save_sparse(tmp_path / "x.safetensors", tensors)
+        found = load_sparse(tmp_path / "x.safetensors")
+        assert all(torch.equal(found[name], tensor.resolve_conj().resolve_neg()) for name, tensor in tensors.items())

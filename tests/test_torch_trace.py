@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 
 import pytest
@@ -396,3 +397,47 @@ def test_the_trace_does_not_keep_activations_alive():
     model = Model(forward, layers=nn.ModuleList(nn.Linear(4, 4) for _ in range(5)))
     trace(model, lambda: model(torch.randn(2, 4)))
     assert len(alive) == 5
+
+
+def test_what_is_returned_within_an_object_is_a_use():
+    @dataclasses.dataclass
+    class Out:
+        logits: torch.Tensor
+        likelihoods: torch.Tensor
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            z = self.linear(x)
+            return Out(z, torch.relu(z))
+
+    model, x = Both().eval(), torch.randn(5, 4)
+    assert trace(model, lambda: model(x))[0].activation.name == "identity"
+    assert trace(model, lambda: None if model(x) else None)[0].activation.name == "identity"  # and nothing returned
+
+
+def test_what_a_hook_makes_of_an_output_is_a_use():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).eval(), torch.randn(5, 4)
+    assert trace(model, lambda: model(x))[0].activation.name == "tanh"
+    model[0].register_forward_hook(lambda module, args, output: 5 * output)
+    assert trace(model, lambda: model(x))[0].activation.name == "identity"
+
+
+def test_an_offset_that_two_normalisations_share_stays():
+    class Branches(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.c, self.n, self.m = nn.Conv2d(2, 4, 3, bias=bias), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.d = nn.Conv2d(2, 4, 3)
+            self.m.bias = self.n.bias
+
+        def forward(self, x):
+            return torch.relu(self.n(self.c(x))) + self.m(self.d(x))
+
+    x = torch.randn(2, 2, 6, 6)
+    for bias, norm in ((True, "n"), (False, None)):
+        model = Branches(bias).eval()
+        assert {site.name: site for site in trace(model, lambda m=model: m(x))}["c"].norm == norm

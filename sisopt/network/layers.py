@@ -58,6 +58,7 @@ class LayerInfo:
     activation: str
     flops: int = 0  # multiply-adds of the dense layer for one sample of the network; 0: unknown
     excluded: str = ""
+    n_zeros: int = 0  # weights that are zero already
 
 
 class Network(Protocol):

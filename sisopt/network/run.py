@@ -164,8 +164,8 @@ class _Run:
         try:
             for number, info in enumerate(layers):
                 goal, kept = self._plan.goals[number], self._plan.kept[number]
-                if goal is None or kept == info.n_weights:
-                    reports[number] = _dense(info)
+                if goal is None or (kept is not None and kept >= info.n_weights - info.n_zeros):
+                    reports[number] = _dense(info, "kept dense: allocated no zeros" if goal else "")
                     continue
                 found = None if self._store is None else self._store.load(number, info.name)
                 if found is None:
@@ -237,7 +237,7 @@ def _name(solver: Any) -> str:
 def _dense(info: LayerInfo, status: str = "") -> LayerReport:
     status = status or ("kept dense" if not info.excluded else f"kept dense: {info.excluded}")
     return LayerReport(
-        info.name, info.kind, info.shape, info.activation, info.n_weights, info.n_weights, info.flops,
+        info.name, info.kind, info.shape, info.activation, info.n_weights, info.n_weights - info.n_zeros, info.flops,
         0.0, None, None, None, status, 0.0, included=not info.excluded,
     )  # fmt: skip
 

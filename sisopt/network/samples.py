@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InvalidInputError
 from .solving import MANY
 
 Floats = npt.NDArray[np.float32]
@@ -79,6 +80,22 @@ def drawn(n_positions: int, real: Places | None, most: int, rng: np.random.Gener
         return np.arange(count) if real is None else real
     chosen: Places = np.sort(rng.choice(count, most, replace=False, shuffle=False))
     return chosen if real is None else real[chosen]
+
+
+def listed(batches: Iterable[Any]) -> list[Any]:
+    """Return the batches: all of them are gone through for every layer."""
+    if isinstance(batches, Mapping):
+        msg = "batches must be an iterable of batches, got a mapping: is it one batch? Put it in a list"
+        raise InvalidInputError(msg)
+    try:
+        found = list(batches)
+    except TypeError:
+        msg = f"batches must be an iterable of batches, got {type(batches).__name__}"
+        raise InvalidInputError(msg) from None
+    if not found:
+        msg = "batches holds none: was it an iterator that had been used up?"
+        raise InvalidInputError(msg)
+    return found
 
 
 def quotas(total: int, sizes: Sequence[int]) -> list[int]:

@@ -21,6 +21,7 @@ from .posing import Nothing, precision, without_weights
 
 Array = npt.NDArray[np.float64]
 
+FITTED = 0.01  # an output error that says nothing where samples are fewer than inputs
 PART_WAYS, LEAST_ERROR = 2.0, 0.01  # held-out error over that on the calibration data, and the least, worth a warning
 
 
@@ -80,6 +81,11 @@ class Record:
             self.warning = (
                 f"the output error on held-out samples is {held:.3g}, that on the calibration samples {seen:.3g}: "
                 "give more samples, ask for fewer zeros or raise fidelity"
+            )
+        elif held is None and 0 < self.problem.n_samples < self.problem.n_in and made.sparsity > 0.0 and seen < FITTED:
+            self.warning = (
+                f"{self.problem.n_samples} samples for {self.problem.n_in} inputs can be fitted whatever the weights "
+                f"are: the output error of {seen:.3g} says nothing of others, give more or validation_inputs"
             )
         relative = self.stages[-1].relative_error
         return SparseLayer(

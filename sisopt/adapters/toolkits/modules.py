@@ -20,6 +20,7 @@ from ...patterns import Pattern
 
 try:
     from ...network.samples import quotas
+    from ..torch.forwards import call_model
     from ..torch.kinds import Program, kind_of
     from ..torch.samples import as_array
 except ModuleNotFoundError as error:
@@ -69,6 +70,7 @@ class ModuleSamples:
             msg = f"{type(twin).__name__} has no weight that can be made sparse here: Linear and convolutions have one"
             raise UnsupportedError(msg)
         self._kind, self._most = kind, most
+        self._n_out = sum(len(program.weight) for program in kind.programs(twin))
         # calls are taken apart without numbers: nothing is kept of weights that a toolkit may move elsewhere
         self._twin = _with_tensors(module, weight.to("meta"), None if bias is None else bias.to("meta"))
         self._rng = np.random.default_rng(seed)
@@ -92,7 +94,12 @@ class ModuleSamples:
                 return
             rows = [as_array(call.inputs(number, new)) for number in range(getattr(self._twin, "groups", 1))]
             if outputs is not None:
-                rows.append(as_array(_rows_of(outputs, self._twin.weight))[new.numpy()])
+                targets = _rows_of(outputs, self._twin.weight)
+                wanted = (call.n_positions, self._n_out)
+                if targets.shape != wanted:
+                    msg = f"outputs must hold those of the inputs, {wanted} in rows, got {tuple(targets.shape)}"
+                    raise InvalidInputError(msg)
+                rows.append(as_array(targets)[new.numpy()])
         if n_old:
             rows = [np.concatenate([was[old], now]) for was, now in zip(self._rows, rows, strict=True)]
         self._keys, self._rows = keys[kept], rows
@@ -147,7 +154,7 @@ def record_modules(
         model.eval()
         with torch.no_grad():
             for batch in batches:
-                model(*batch) if isinstance(batch, tuple | list) else model(batch)
+                call_model(model, batch)
     finally:
         for hook in hooks:
             hook.remove()

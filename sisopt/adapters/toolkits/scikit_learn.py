@@ -94,7 +94,7 @@ class _Perceptron:
     def layers(self) -> Sequence[LayerInfo]:
         """See `Network`."""
         return [
-            LayerInfo(f"coefs_.{i}", "dense", W.shape[::-1], W.size, R.name, W.size)
+            LayerInfo(f"coefs_.{i}", "dense", W.shape[::-1], W.size, R.name, W.size, n_zeros=int((W == 0).sum()))
             for i, (W, R) in enumerate(zip(self._dense.coefs_, self._activations, strict=True))
         ]
 

@@ -67,8 +67,18 @@ class SisoptSparsifier(BaseSparsifier):
     def prepare(self, model: nn.Module, config: list[dict[str, Any]] | None = None) -> None:
         """Parametrize the weights of a configuration, by default of all Linear modules, and begin to record."""
         super().prepare(model, config)  # type: ignore[no-untyped-call]
+        try:
+            self._take_weights()
+        except (InvalidInputError, UnsupportedError):
+            super().squash_mask()  # as it was
+            self.groups.clear()
+            self._dense.clear()
+            raise
+
+    def _take_weights(self) -> None:
+        """Keep the dense weights, and begin to record."""
         for group in self.groups:
-            module, bias = group["module"], group["module"].bias
+            module, bias = group["module"], getattr(group["module"], "bias", None)
             if group["tensor_name"] != "weight" or len(module.parametrizations["weight"]) != 1:
                 msg = f"{group['tensor_fqn']}: only a 'weight' without other parametrizations can be made sparse"
                 raise UnsupportedError(msg)

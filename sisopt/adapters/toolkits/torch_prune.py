@@ -87,11 +87,12 @@ class SisoptPruning(prune.BasePruningMethod):
             raise InvalidInputError(msg)
         mask = getattr(module, "weight_mask", None)
         weight = module.weight if mask is None else module.weight_orig * mask
-        own_bias = isinstance(module.bias, nn.Parameter)  # of a pruned one the attribute is a product
-        samples = ModuleSamples(module, weight, module.bias, max_samples, seed)
+        bias = getattr(module, "bias", None)
+        own_bias = isinstance(bias, nn.Parameter)  # of a pruned one the attribute is a product
+        samples = ModuleSamples(module, weight, bias, max_samples, seed)
         samples.record(module, (inputs,), {}, outputs)
         wanted = Wanted(sparsity, pattern, activation, effort, seed)
-        weight, bias, _ = samples.sparse(weight, module.bias, wanted, mask=mask, holds_bias=not own_bias)
+        weight, bias, _ = samples.sparse(weight, bias, wanted, mask=mask, holds_bias=not own_bias)
         with torch.no_grad():  # what a module holds between calls must be a leaf, lest it cannot be copied
             method = super().apply(module, name, weight != 0)  # type: ignore[no-untyped-call]
             module.weight_orig.copy_(weight)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...goals import Sparsity
+from ...network.samples import listed
 from .channel_scores import group_scores
 from .modules import record_modules
 
@@ -41,7 +42,7 @@ class SisoptImportance(tp.importance.Importance):  # type: ignore[misc]
     model : torch.nn.Module
         The model that the pruner is given. It runs in eval mode here, and again once layers have changed.
     batches : iterable
-        Calibration batches, ``model(batch)``; tuples and lists as ``model(*batch)``.
+        Calibration batches, ``model(batch)``; tuples and lists as ``model(*batch)``, mappings as ``model(**batch)``.
     sparsity : float, default 0.5
         Fraction of zeros that the programs aim at: about the pruner's ``pruning_ratio``.
     max_samples, seed : int
@@ -51,7 +52,7 @@ class SisoptImportance(tp.importance.Importance):  # type: ignore[misc]
     def __init__(
         self, model: nn.Module, batches: Iterable[Any], *, sparsity: float = 0.5, max_samples: int = 2000, seed: int = 0
     ) -> None:
-        self._model, self._batches = model, list(batches)
+        self._model, self._batches = model, listed(batches)
         self._goal, self._max_samples, self._seed = Sparsity(sparsity), max_samples, seed
         self._record()
 

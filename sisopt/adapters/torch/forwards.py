@@ -14,10 +14,34 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
+from ...errors import InvalidInputError
 from .residuals import Kept, Source
 
 Forward = Callable[[], object]
 ForwardOfBatch = Callable[[nn.Module, Any], object]  # how a batch is given to a model
+
+
+def call_model(model: nn.Module, batch: Any) -> object:
+    """Call a model with a batch as its type says, where nobody says how."""
+    if isinstance(batch, torch.Tensor):
+        return model(batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, list | tuple):
+        try:
+            return model(*batch)
+        except TypeError as error:
+            if len(batch) > 1:
+                error.add_note(
+                    f"A batch of {len(batch)} is given to the model as model(*batch). If it holds labels too, pass "
+                    "forward=lambda model, batch: model(batch[0]) to sparsify_model."
+                )
+            raise
+    msg = (
+        f"batches must hold tensors, tuples, lists or mappings, got {type(batch).__name__}: say how to give one to the "
+        "model with forward=lambda model, batch: ..."
+    )
+    raise InvalidInputError(msg)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidInputError, UnsupportedError
-from ...validation import natural_number
+from ...validation import natural_number, number
 from .conversion import Conversion
 from .kinds.linear import is_transposed_linear
 from .sparse_linear import SparseLinear
@@ -63,10 +63,11 @@ def to_sparse_csr(model: nn.Module, *, least_sparsity: float = LEAST_SPARSITY, i
     >>> torch.allclose(conversion.model(inputs), model(inputs), atol=1e-5)
     True
     """
+    least = number("least_sparsity", least_sparsity, low=0.0)
 
     def convert(layer: Any) -> tuple[nn.Module, str]:
         weight = _matrix(layer)
-        _check_share("zeros", float((weight == 0).double().mean()), least_sparsity)
+        _check_share("zeros", float((weight == 0).double().mean()), least)
         _check_product(weight, (1, 1), lambda each: each.to_sparse_csr())
         sparse = SparseLinear(weight.to_sparse_csr(), layer.bias)
         return sparse, f"CSR, {sparse.values.numel()} of {weight.numel()} weights stored"
@@ -123,6 +124,7 @@ def to_sparse_bsr(
         msg = f"blocksize must be one or two positive numbers, got {blocksize!r}"
         raise InvalidInputError(msg)
     rows, columns = block
+    least = number("least_sparsity", least_sparsity, low=0.0)
 
     def convert(layer: Any) -> tuple[nn.Module, str]:
         weight = _matrix(layer)
@@ -131,7 +133,7 @@ def to_sparse_bsr(
             msg = f"dense, blocks of {rows} x {columns} do not fit into {n_out} x {n_in}"
             raise UnsupportedError(msg)
         empty = (weight.reshape(n_out // rows, rows, n_in // columns, columns) == 0).all(dim=3).all(dim=1)
-        _check_share("blocks of zeros", float(empty.double().mean()), least_sparsity)
+        _check_share("blocks of zeros", float(empty.double().mean()), least)
         _check_product(weight, block, lambda each: each.to_sparse_bsr((rows, columns)))
         sparse = SparseLinear(weight.to_sparse_bsr((rows, columns)), layer.bias)
         return sparse, f"BSR, {int((~empty).sum())} of {empty.numel()} blocks stored"
@@ -209,11 +211,14 @@ def _converted(model: nn.Module, convert: Convert, inplace: bool) -> Conversion:
             unchanged[name] = f"dense, torch has no sparse products for {type(site).__name__}"
         elif any(name.startswith(f"{reader}." if reader else "") for reader in readers):
             unchanged[name] = "dense, TransformerEncoderLayer reads the weight without calling the layer"
+        elif layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            unchanged[name] = "dense, it has hooks or a forward of its own"
         else:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
                     new, changed[name] = convert(layer)
+                new.train(layer.training)
                 found = _put(found, layer, new)
             except UnsupportedError as reason:
                 unchanged[name] = str(reason)

@@ -198,7 +198,7 @@ def _with_zeros(model: nn.Module, report: NetworkReport | None) -> list[_Weight]
 
 def _layer_weights(model: nn.Module, report: NetworkReport | None) -> Iterator[nn.Parameter]:
     """Yield the weights of the layers that a report names as sparse, of all layers where there is none."""
-    sparse = [layer.name for layer in report.layers if layer.sparsity > 0] if report is not None else None
+    sparse = [layer.name for layer in report.included if layer.sparsity > 0] if report is not None else None
     layers = sites_of(model, lambda name, module: sparse is None or name in sparse)
     for name in layers if sparse is None else sparse:
         if name not in layers:

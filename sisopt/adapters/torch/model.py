@@ -16,9 +16,10 @@ from torch import nn
 from ...activations import Activation
 from ...errors import InvalidInputError
 from ...network import LayerSolver, NetworkReport, sparsify_network
-from ...network.samples import Sampling
+from ...network.samples import Sampling, listed
 from ...patterns import Pattern
 from ...validation import natural_number
+from .forwards import call_model
 from .network import TorchNetwork
 from .planning import Selector, choice, plan_layers
 from .samples import batch_size
@@ -140,8 +141,8 @@ def sparsify_model(
     if not 0 < sampling.max_samples <= MOST_SAMPLES:
         msg = f"max_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {max_samples:,}"
         raise InvalidInputError(msg)
-    data = _batches(batches)
-    run = _forward if forward is None else forward
+    data = listed(batches)
+    run = call_model if forward is None else forward
     _check_devices(model)
     sites_of(model, wanted.takes)  # refusals come before the copy, which some models do not allow
     copies = not inplace or mode == "sequential"
@@ -162,42 +163,6 @@ def sparsify_model(
                 sparse.load_state_dict(dense.state_dict())
             raise
     return replace(report, model=sparse)
-
-
-def _forward(model: nn.Module, batch: Any) -> object:
-    """Call a model with a batch as its type says."""
-    if isinstance(batch, torch.Tensor):
-        return model(batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, list | tuple):
-        try:
-            return model(*batch)
-        except TypeError as error:
-            if len(batch) > 1:
-                error.add_note(
-                    f"A batch of {len(batch)} is given to the model as model(*batch). If it holds labels too, pass "
-                    "forward=lambda model, batch: model(batch[0]) to sparsify_model."
-                )
-            raise
-    msg = (
-        f"batches must hold tensors, tuples, lists or mappings, got {type(batch).__name__}: say how to give one to the "
-        "model with forward=lambda model, batch: ..."
-    )
-    raise InvalidInputError(msg)
-
-
-def _batches(batches: Iterable[Any]) -> list[Any]:
-    """Return the batches: all of them are gone through for every layer."""
-    try:
-        found = list(batches)
-    except TypeError:
-        msg = f"batches must be an iterable of batches, got {type(batches).__name__}"
-        raise InvalidInputError(msg) from None
-    if not found:
-        msg = "batches holds none: was it an iterator that had been used up?"
-        raise InvalidInputError(msg)
-    return found
 
 
 def _check_devices(model: nn.Module) -> None:

@@ -70,7 +70,7 @@ def plan_layers(model: nn.Module, sites: Sequence[Site], wanted: Choice, n_sampl
         info = LayerInfo(
             site.name, type(module).__name__, _shape(programs), sum(p.weight.size for p in programs),
             _activation_name(site, programs, activation), _flops(site, programs, n_samples),
-            _reason(site, module, wanted, owners, programs),
+            _reason(site, module, wanted, owners, programs), sum(int((p.weight == 0).sum()) for p in programs),
         )  # fmt: skip
         layers.append(Layer(site, activation, info))
     return layers

@@ -40,8 +40,9 @@ def remove_structured_zeros(model: nn.Module, example_inputs: Any) -> Conversion
     -------
     Conversion
         The smaller model, of the same classes, and what was done to its layers. It computes what the given model does
-        in eval mode. Its ``state_dict`` fits no model of the original sizes: save the original, with `save_sparse`, and
-        make it smaller after loading.
+        in eval mode, for inputs of these sizes and with the other arguments as they are in the example. Its
+        ``state_dict`` fits no model of the original sizes: save the original, with `save_sparse`, and make it smaller
+        after loading.
 
     Raises
     ------
@@ -73,15 +74,15 @@ def remove_structured_zeros(model: nn.Module, example_inputs: Any) -> Conversion
     smaller = copy.deepcopy(model)
     sizes = {name: _sizes(module) for name, module in model.named_modules() if type(module) in LAYERS}
     with _evaluating(model), _evaluating(smaller), torch.no_grad():
-        wanted = model(*args, **kwargs)
+        wanted = model(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # some models write to what they are given
         traced, values = _traced(smaller, args, kwargs)
         while True:
             tracer = ChannelTracer(traced, smaller)
-            tracer.run(*values)
+            tracer.run(*copy.deepcopy(values))
             removed = [_remove(channels) for channels in reversed(tracer.found)]
             if not any(removed):
                 break
-        _compare(wanted, smaller(*args, **kwargs))
+        _compare(wanted, smaller(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     found = {channels.name: _why(channels) for channels in tracer.found}
     changed, unchanged = {}, {}
     for name, before in sizes.items():
@@ -238,7 +239,8 @@ def _compare(wanted: Any, found: Any) -> None:
         if old.shape != new.shape:
             difference, scale = float("inf"), 1.0
         else:
-            apart = torch.where(old == new, 0.0, (new.double() - old.double()).abs())  # infinities may be equal
+            same = (old == new) | (old.isnan() & new.isnan())
+            apart = torch.where(same, 0.0, (new.double() - old.double()).abs())  # infinities may be equal
             difference = float(apart.max()) if old.numel() else 0.0
             scale = float(old[old.isfinite()].abs().max()) if old.isfinite().any() else 0.0
         eps = torch.finfo(old.dtype).eps if old.is_floating_point() else 0.0

@@ -98,7 +98,8 @@ def save_sparse(path: str | PathLike[str], model: nn.Module | Mapping[str, torch
     first: dict[Any, str] = {}  # name by memory
     for name, tensor in tensors.items():
         _check(name, tensor)
-        place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        view = (tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
+        place = (tensor.data_ptr(), tensor.device, tensor.dtype, *view)
         if tensor.numel() and place in first:
             entries.append({"name": name, "same_as": first[place]})
             continue
