@@ -30,7 +30,7 @@ def as_float_array(
     """
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # tensors that record gradients raise the latter
         msg = f"{name} cannot be read as an array: {error}"
         raise InvalidInputError(msg) from None
     if array.dtype.kind not in "fiub":

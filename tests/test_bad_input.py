@@ -504,3 +504,10 @@ def test_every_refusal_can_be_caught_as_one_or_as_a_value_error():
     assert issubclass(InvalidInputError, ValueError)
     assert issubclass(InfeasibleBudgetError, ValueError)
     assert issubclass(UnsupportedError, NotImplementedError)
+
+
+def test_tensors_that_record_gradients_are_named():
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.zeros(3, 4))
+    with pytest.raises(InvalidInputError, match="weight cannot be read as an array: .*grad"):
+        sparsify(np.zeros((9, 4)), weight, sparsity=0.5)

@@ -21,6 +21,7 @@ FORMAT, VERSION = "sisopt checkpoint", 1
 MANIFEST = "manifest.json"
 
 _RECORD = re.compile(r"\d{4,}-[\w.-]*\.json")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST_SLUG = 80
 _LONGEST_VALUE = 60  # characters of a value in a message
 _ABSENT = object()
@@ -154,10 +155,10 @@ class Checkpoint:
             self._refuse(MANIFEST)
         keys = [key for key in {**held, **wanted} if held.get(key, _ABSENT) != wanted.get(key, _ABSENT)]
         if keys:
-            differences = "; ".join(f"{key}: {_short(held, key)} there, {_short(wanted, key)} here" for key in keys)
+            differences = "; ".join(_difference(key, held, wanted) for key in keys)
             msg = (
                 f"{self.directory} is the checkpoint of another call ({differences}); nothing was changed, "
-                "call as before or name another folder"
+                "call as before, with the dense model and the same batches, or name another folder"
             )
             raise CheckpointError(msg)
 
@@ -222,6 +223,13 @@ def _entry_hash(entry: Mapping[str, Any]) -> str:
     """Return the hash of what a layer's JSON file says, its own hash aside."""
     rest = {key: value for key, value in entry.items() if key != "entry_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _difference(key: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return what a message says of a value that is not as it was; digests say nothing to a reader."""
+    if all(_DIGEST.fullmatch(str(values.get(key, ""))) for values in (held, wanted)):
+        return f"the {key} differ"
+    return f"{key}: {_short(held, key)} there, {_short(wanted, key)} here"
 
 
 def _short(values: Mapping[str, Any], key: str) -> str:
