@@ -75,7 +75,8 @@ def _times(subjects: Sequence[str], results: Sequence[ModelResult]) -> Table:
         spans = []
         for method in ("ALPS", *OURS):
             seconds = [r.seconds for r in results if r.subject == subject and r.method == method]
-            spans.append(f"{min(seconds):.0f} to {max(seconds):.0f}" if seconds else "")
+            ends = dict.fromkeys(f"{each(seconds):.0f}" for each in (min, max)) if seconds else ()
+            spans.append(" to ".join(ends))
         rows.append((subject, *spans))
     return Table("Seconds for a model", ("", "ALPS", *OURS), rows)
 
