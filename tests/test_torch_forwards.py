@@ -12,10 +12,7 @@ from torch import nn  # noqa: E402
 from sisopt.adapters.torch import sparsify_model  # noqa: E402
 from sisopt.adapters.torch.forwards import Passes  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 class Net(nn.Module):

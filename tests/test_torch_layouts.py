@@ -20,10 +20,7 @@ from sisopt.adapters.torch.layouts import _is_semi_structured  # noqa: E402
 
 WAYS = {"csr": to_sparse_csr, "bsr": lambda model, **options: to_sparse_bsr(model, 4, **options)}
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 class Conv1D(nn.Module):

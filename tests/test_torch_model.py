@@ -22,10 +22,7 @@ from sisopt.patterns import get_pattern  # noqa: E402
 
 fast = functools.partial(sparsify_model, effort="fast", allocation="uniform")
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 def bits(model):

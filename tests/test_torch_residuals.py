@@ -15,10 +15,7 @@ from sisopt.adapters.torch.residuals import Source  # noqa: E402
 from sisopt.adapters.torch.trace import _Watch, trace  # noqa: E402
 from sisopt.network import run  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 class Model(nn.Module):

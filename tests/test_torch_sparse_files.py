@@ -18,10 +18,7 @@ from sisopt import InvalidInputError, UnsupportedError  # noqa: E402
 from sisopt.adapters.torch import keep_zeros, load_sparse, save_sparse, to_sparse_csr  # noqa: E402
 from sisopt.adapters.torch.sparse_files import _DTYPES, FORMAT  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 @pytest.fixture

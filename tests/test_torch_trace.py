@@ -17,10 +17,7 @@ from sisopt.activations.increasing import CELU, ELU, Softplus  # noqa: E402
 from sisopt.activations.piecewise import Clip, LeakyReLU, PReLU, SoftShrink  # noqa: E402
 from sisopt.adapters.torch.trace import sites_of, trace  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 class Model(nn.Module):
