@@ -20,7 +20,7 @@ from ...patterns import Pattern
 
 try:
     from ...network.samples import quotas
-    from ..torch.forwards import call_model
+    from ..torch.forwards import call_model, eval_mode
     from ..torch.kinds import Program, kind_of
     from ..torch.samples import as_array
 except ModuleNotFoundError as error:
@@ -148,18 +148,14 @@ def record_modules(
 ) -> dict[nn.Module, ModuleSamples]:
     """Return samples of what reaches modules while a model runs on batches, in eval mode."""
     found = {module: ModuleSamples(module, module.weight, module.bias, most, seed) for module in modules}
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [m.register_forward_pre_hook(samples.record, with_kwargs=True) for m, samples in found.items()]
     try:
-        model.eval()
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for batch in batches:
                 call_model(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return found
 
 

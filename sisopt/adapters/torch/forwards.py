@@ -6,8 +6,9 @@ that, each runs in a greenlet of its own. A pass that is *replayed* keeps nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +43,32 @@ def call_model(model: nn.Module, batch: Any) -> object:
         "model with forward=lambda model, batch: ..."
     )
     raise InvalidInputError(msg)
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models in eval mode, every module back where it was after."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def tensors_in(nested: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in lists, mappings and dataclasses, nested in any way."""
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, tuple | list):
+        for each in nested:
+            yield from tensors_in(each)
+    elif isinstance(nested, Mapping):
+        yield from tensors_in(tuple(nested.values()))
+    elif is_dataclass(nested) and not isinstance(nested, type):
+        yield from tensors_in(tuple(vars(nested).values()))
 
 
 @dataclass(frozen=True)

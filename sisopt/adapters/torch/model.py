@@ -19,7 +19,7 @@ from ...network import LayerSolver, NetworkReport, sparsify_network
 from ...network.samples import Sampling, listed
 from ...patterns import Pattern
 from ...validation import natural_number
-from .forwards import call_model
+from .forwards import call_model, eval_mode
 from .network import TorchNetwork
 from .planning import Selector, choice, plan_layers
 from .samples import batch_size
@@ -178,16 +178,10 @@ def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     if model.training:
         msg = "model is in train mode: it is evaluated in eval mode, and put back after"
         warnings.warn(msg, UserWarning, stacklevel=4)
-    modes = [
-        (module, module.training) for each in {id(m): m for m in (model, twin)}.values() for module in each.modules()
-    ]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would bypass the modules inside
     try:
-        model.eval()
-        twin.eval()
-        yield
+        with eval_mode(model, twin):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, mode in modes:
-            module.training = mode

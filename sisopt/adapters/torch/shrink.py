@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import fx, nn
 from ...errors import InvalidInputError, UnsupportedError
 from .channels import LAYERS, NORMS, Channels, ChannelTracer, Reader
 from .conversion import Conversion
+from .forwards import eval_mode, tensors_in
 
 _ROUNDING = 1e3  # units in the last place of the largest output: sums in another order differ by less
 _MOST_ROUNDING = 0.05  # of the largest output, in types of 16 bits
@@ -73,7 +73,7 @@ def remove_structured_zeros(model: nn.Module, example_inputs: Any) -> Conversion
     args, kwargs = _arguments(example_inputs)
     smaller = copy.deepcopy(model)
     sizes = {name: _sizes(module) for name, module in model.named_modules() if type(module) in LAYERS}
-    with _evaluating(model), _evaluating(smaller), torch.no_grad():
+    with eval_mode(model, smaller), torch.no_grad():
         wanted = model(*copy.deepcopy(args), **copy.deepcopy(kwargs))  # some models write to what they are given
         traced, values = _traced(smaller, args, kwargs)
         while True:
@@ -234,7 +234,7 @@ def _why(channels: Channels) -> str:
 
 def _compare(wanted: Any, found: Any) -> None:
     """Raise where two models' outputs are not the same."""
-    pairs = list(zip(_tensors(wanted), _tensors(found), strict=True))
+    pairs = list(zip(tensors_in(wanted), tensors_in(found), strict=True))
     for old, new in pairs:
         if old.shape != new.shape:
             difference, scale = float("inf"), 1.0
@@ -251,25 +251,3 @@ def _compare(wanted: Any, found: Any) -> None:
                 "as it was"
             )
             raise UnsupportedError(msg)
-
-
-def _tensors(nested: Any) -> Iterator[torch.Tensor]:
-    if isinstance(nested, torch.Tensor):
-        yield nested
-    elif isinstance(nested, Mapping):
-        yield from _tensors(list(nested.values()))
-    elif isinstance(nested, tuple | list):
-        for each in nested:
-            yield from _tensors(each)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, every module back where it was after."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

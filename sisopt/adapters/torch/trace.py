@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ...activations import Activation, get_activation
 from ...errors import UnsupportedError
 from .activations import DROPOUTS, PASSING, activation_of
 from .folding import can_fold, fold_of
+from .forwards import tensors_in
 from .kinds import kind_of
 from .kinds.base import Kind
 from .residuals import Source, Sources, summands
@@ -121,7 +122,7 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
             times[name] = sources.now
             if site.n_calls == 1 and takes(name, module):
                 site.positions = site.kind.call(module, args, kwargs).n_positions
-                site.input_bytes = sum(t.numel() * t.element_size() for t in _tensors((args, kwargs)))
+                site.input_bytes = sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs)))
 
         return hook
 
@@ -175,7 +176,7 @@ class _Watch(TorchFunctionMode):
 
     def leave(self, outputs: object) -> None:
         """Note what the model returns: a use of its own."""
-        for tensor in _tensors(outputs):
+        for tensor in tensors_in(outputs):
             if tensor in self._marks:
                 self._marks[tensor].value.uses.append(_Use())
 
@@ -196,7 +197,7 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         norm = self._norm(args, kwargs) if func is functional.batch_norm else None
         # before the call, which may change a value in place
-        marks = {id(t): self._marks[t] for t in _tensors((args, kwargs)) if t in self._marks}
+        marks = {id(t): self._marks[t] for t in tensors_in((args, kwargs)) if t in self._marks}
         function = getattr(func, "__name__", "")
         subject, shift = self._shifted(summands(function, args, kwargs), marks)
         out = func(*args, **kwargs)
@@ -303,15 +304,3 @@ def _says_nothing(out: object, function: str) -> bool:
     if out is None:
         return function == "__get__"  # an attribute that is not there; else a function that writes, as __setitem__
     return isinstance(out, bool | int | str | torch.dtype | torch.device | torch.layout)
-
-
-def _tensors(nested: object) -> Iterator[torch.Tensor]:
-    if isinstance(nested, torch.Tensor):
-        yield nested
-    elif isinstance(nested, tuple | list):
-        for each in nested:
-            yield from _tensors(each)
-    elif isinstance(nested, Mapping):
-        yield from _tensors(tuple(nested.values()))
-    elif is_dataclass(nested) and not isinstance(nested, type):
-        yield from _tensors(tuple(vars(nested).values()))
