@@ -1,7 +1,7 @@
 """The ``sisopt`` command.
 
-Everything beyond the standard library is imported where it is used: ``--help`` and ``--version`` answer at once, and a
-missing extra gets a message instead of a traceback. The commands themselves are in `sisopt.commands`.
+Extras are imported where they are used: ``--help`` and ``--version`` need none but click, and a missing one gets a
+message instead of a traceback. The commands themselves are in `sisopt.commands`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .commands.console import fail
-from .errors import CheckpointError, InfeasibleBudgetError, SisoptError
+from .errors import InvalidInputError, SisoptError, UnsupportedError
 
 if TYPE_CHECKING:
     import click
 
-FAILURE = 1  # the goal cannot be met, or the system refused
+FAILURE = 1  # the goal cannot be met, a result failed its checks, or the system refused
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 EXTRA_OF = {
@@ -50,12 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise
         return USER_ERROR
-    except (InfeasibleBudgetError, CheckpointError) as error:
-        fail(str(error))
-        return FAILURE
-    except SisoptError as error:
+    except (InvalidInputError, UnsupportedError) as error:
         fail(str(error))
         return USER_ERROR
+    except SisoptError as error:
+        fail(str(error))
+        return FAILURE
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return FAILURE
     except MemoryError as error:
         fail(f"not enough memory: {error}")
         return FAILURE

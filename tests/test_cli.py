@@ -106,3 +106,26 @@ def test_the_demo_prints_its_tables_and_where_picture_and_report_are(tmp_path, c
     assert out.rstrip().endswith("sisopt-demo.html")
     for word in ("held-out", "certified", "magnitude pruning", "dense"):
         assert word in out
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (sisopt.UnsupportedError("no"), 2), (sisopt.SisoptError("a check failed"), 1), (OSError(28, "No room", "f"), 1),
+])  # fmt: skip
+def test_what_the_call_cannot_mend_is_a_failure(error, status, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("sisopt.demo.run", fail)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == status
+    told = "f: No room" if isinstance(error, OSError) else str(error)
+    assert capsys.readouterr().err.strip() == f"sisopt: {told}"
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("sisopt.demo.run", lambda *arguments: pytest.fail("it worked first"))
+    (tmp_path / "sisopt-demo.png").mkdir()
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert "sisopt-demo.png is a folder" in capsys.readouterr().err

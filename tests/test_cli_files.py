@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -34,6 +37,28 @@ def folder(tmp_path, monkeypatch):
 
 def layer(*more, data="data.npz", output="out.npz"):
     return cli.main(["layer", data, "-o", output, "--effort", "fast", *more])
+
+
+def archive(path, compression=zipfile.ZIP_STORED, *, flags=0, method=None, spoilt=False):
+    """Return an archive with one array, what its headers or its compressed bytes say changed."""
+    stream = io.BytesIO()
+    np.save(stream, LAYER["weight"])
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("weight.npy", stream.getvalue())
+    found = bytearray(path.read_bytes())
+    central = found.index(b"PK\x01\x02")
+    for start in (6, central + 8):
+        found[start] |= flags
+        if method is not None:
+            found[start + 2] = method
+    if spoilt:
+        found[60:central] = b"\xff" * (central - 60)
+    return bytes(found)
+
+
+def add_member(path):
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("notes.txt", "mine")
 
 
 def names(folder):
@@ -108,6 +133,39 @@ def test_nothing_is_replaced_unless_that_is_wanted(arguments, folder, capsys):
     assert (folder / "there").read_bytes() != b"mine"
 
 
+def test_what_is_no_ordinary_file_is_never_replaced(folder, capsys):
+    os.mkfifo("pipe")
+    assert layer("--sparsity", "0.5", "--force", output="pipe") == 2
+    assert "pipe is no ordinary file" in capsys.readouterr().err
+    assert (folder / "pipe").is_fifo()
+
+
+def test_a_link_stays_one(folder):
+    (folder / "below").mkdir()
+    (folder / "out.npz").symlink_to(folder / "below" / "real.npz")
+    for more in ([], ["--force"]):  # the file that it leads to is not there, and is
+        assert layer("--sparsity", "0.5", *more) == 0
+    assert (folder / "out.npz").is_symlink()
+    with np.load(folder / "below" / "real.npz") as found:
+        assert set(found.files) == {"weight", "bias"}
+
+
+def test_a_report_is_not_replaced_by_its_page(folder, capsys):
+    before = (folder / "report.json").read_bytes()
+    assert cli.main(["show", "report.json", "--html", "./report.json", "--force"]) == 2
+    assert "is the file of REPORT too" in capsys.readouterr().err
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_names_of_layers_give_a_terminal_no_orders(folder, capsys):
+    named = NetworkReport((LayerReport("a\x1b[2Jb", "Linear", (2, 2), "", 4, 4, 0, 0.0, None, None, None, "", 0.0),))
+    (folder / "named.json").write_text(named.to_json())
+    assert cli.main(["show", "named.json"]) == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "a\\x1b[2Jb" in told
+
+
 def test_a_file_that_comes_up_meanwhile_stays(folder, monkeypatch):
     real = sisopt.sparsify
 
@@ -164,6 +222,10 @@ def test_wrong_calls_are_refused_in_words(more, output, message, folder, capsys)
         ("nan.npz", lambda p: np.savez(p, **LAYER | {"bias": np.full(6, np.nan)}), "bias must be finite"),
         ("shape.npz", lambda p: np.savez(p, **LAYER | {"bias": np.ones(5)}), "bias"),
         ("missing.npz", lambda p: None, "does not exist"),
+        ("encrypted.npz", lambda p: p.write_bytes(archive(p, flags=1)), "encrypted"),
+        ("unknown.npz", lambda p: p.write_bytes(archive(p, method=99)), "not supported"),
+        ("lzma.npz", lambda p: p.write_bytes(archive(p, zipfile.ZIP_LZMA, spoilt=True)), "cannot be read"),
+        ("more.npz", lambda p: np.savez(p, **LAYER) or add_member(p), "'notes.txt', which is no array"),
     ],
 )
 def test_files_that_hold_no_layer_are_refused(name, write, message, folder, capsys):
@@ -214,21 +276,3 @@ def test_a_page_needs_its_extra(folder, monkeypatch, capsys):
     assert cli.main(["show", "report.json", "--html", "page.html"]) == 2
     assert 'pip install "sisopt[report]"' in capsys.readouterr().err
     assert not (folder / "page.html").exists()
-
-
-def test_bench_measures_every_effort_on_samples_held_out(folder, capsys):
-    np.savez("own.npz", **LAYER, preactivations=np.zeros((90, 6)))
-    assert cli.main(["bench", "own.npz", "--sparsity", "0.5", "--json", "--threads", "1"]) == 0
-    told = capsys.readouterr()
-    assert "preactivations are left aside" in told.err
-    tree = json.loads(told.out)
-    assert [row["method"] for row in tree["rows"]] == ["magnitude", "fast", "default", "full"]
-    assert {row["sparsity"] for row in tree["rows"]} == {0.5}
-    X, W, b = LAYER["inputs"][4::5], LAYER["weight"], LAYER["bias"]
-    kept = np.where(np.abs(W) >= np.sort(np.abs(W), axis=None)[30], W, 0)
-    dense, pruned = (np.maximum(X @ M.T + b, 0) for M in (W, kept))
-    assert tree["rows"][0]["held_out_error"] == pytest.approx(
-        np.linalg.norm(pruned - dense) / np.linalg.norm(dense), rel=1e-4
-    )
-    assert tree["rows"][3]["gap"] < 1e-2
-    assert "1 threads" in tree["machine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ pytest.importorskip("click")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from sisopt import cli  # noqa: E402  after the skips
+import sisopt  # noqa: E402  after the skips
+from sisopt import cli  # noqa: E402
 from sisopt.adapters import onnx as adapter  # noqa: E402
 from sisopt.network.report import LayerReport, NetworkReport  # noqa: E402
 
@@ -124,3 +126,60 @@ def test_too_few_samples_for_the_models_batches_are_refused(folder, capsys):
 def test_what_is_no_model_is_refused(folder, capsys):
     assert run("--sparsity", "0.5", model="data.npz") == 2
     assert "no ONNX model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--report", "./sparse.onnx"], "is the file of --output too"),
+        (["--html", "report", "--report", "report"], "is the file of --report too"),
+        (["--report", "model.onnx"], "is the file of MODEL too"),
+        (["--output", "data.npz"], "is the file of CALIBRATION too"),
+        (["--output", "model.onnx", "--report", "model.onnx"], "is the file of --output too"),
+    ],
+)
+def test_no_file_is_written_twice_or_over_what_is_read(more, message, folder, monkeypatch, capsys):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(adapter, "sparsify_onnx", lambda *args, **given: pytest.fail("it worked first"))
+    assert run("--sparsity", "0.5", "--force", *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_constants_beside_the_model_are_a_file_like_others(folder, monkeypatch, capsys):
+    monkeypatch.setattr(adapter, "sparsify_onnx", lambda *args, **given: pytest.fail("it worked first"))
+    model = onnx.load("model.onnx")
+    onnx.save(model, "model.onnx", save_as_external_data=True, location="constants", size_threshold=0)
+    (folder / "sparse.onnx.data").write_text("mine")
+    assert run("--sparsity", "0.5") == 2
+    assert "sparse.onnx.data is there already; --force replaces it" in capsys.readouterr().err
+    assert run("--sparsity", "0.5", "--force", "--report", "sparse.onnx.data") == 2
+    assert "is the file of --output too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_page_that_cannot_be_made_is_refused_before_the_work(package, folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(adapter, "sparsify_onnx", lambda *args, **given: pytest.fail("it worked first"))
+    assert run("--sparsity", "0.5", "--html", "page.html") == 2
+    assert 'pip install "sisopt[report]"' in capsys.readouterr().err
+
+
+def test_a_model_that_fails_its_checks_is_a_failure(folder, monkeypatch, capsys):
+    def fails(*args):
+        raise sisopt.SisoptError("the sparse model does not run")
+
+    monkeypatch.setattr("sisopt.adapters.onnx.model.verify_model", fails)
+    assert run("--sparsity", "0.5") == 1
+    assert capsys.readouterr().err.endswith("sisopt: the sparse model does not run\n")
+
+
+def test_a_file_for_a_checkpoint_is_a_wrong_call(folder, capsys):
+    assert run("--sparsity", "0.5", "--checkpoint", "data.npz") == 2
+    assert "'data.npz' is a file" in capsys.readouterr().err
+
+
+def test_samples_that_make_no_whole_batch_are_told_of(folder, capsys):
+    save_model("model.onnx", 16)
+    assert run("--sparsity", "0.5", "--quiet") == 0
+    assert "the last 6 samples are left out: the model takes 16 at a time" in capsys.readouterr().err

@@ -17,7 +17,7 @@ HEAD = LayerReport("head", "Linear", (10, 50), "identity", 500, 500, 0, 0.0, Non
 REPORT = NetworkReport((CONV, HEAD), {"sparsity": 0.8, "exclude": ["stem*"], "goals": {"head": {"sparsity": None}}})
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-ERROR = st.none() | st.floats()
+ERROR = st.sampled_from([None, math.nan]) | st.floats(0)
 
 
 @st.composite
@@ -174,7 +174,12 @@ def test_reports_of_unknown_versions_are_refused():
         ("n_kept", 1.5, "n_kept must be a count"),
         ("n_kept", True, "n_kept must be a count"),
         ("n_kept", 217, "cannot keep 217 of 216"),
+        ("n_weights", 10**400, "n_weights must be a count"),
+        ("flops", 10**400, "flops must be a count"),
+        ("name", "a\ud800b", "name must be text"),
         ("gap", "small", "gap must be a number"),
+        ("gap", -1.0, "gap must be a number of at least 0"),
+        ("output_error", -0.1, "output_error must be a number of at least 0"),
         ("seconds", None, "seconds must be a number"),
         ("status", ..., "status is missing"),
     ],

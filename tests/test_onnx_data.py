@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("onnxruntime")
 
 from sisopt.adapters.onnx import sessions, sparsify_onnx
+from sisopt.adapters.onnx.digest import digest, digest_of_graph
+from sisopt.adapters.onnx.graph import Graph
 from sisopt.errors import CheckpointError, InvalidInputError, UnsupportedError
 from tests.onnx_graphs import constants_of, graph_model, inputs, mlp
 
@@ -64,7 +67,8 @@ WRONG = {
     "batches must be an iterable": 3,
     "batches must be an iterable of batches, got a mapping": {"x": inputs()},
     "batch 1 must have the model's inputs 'x'; it comes without 'x', with 'z'": [inputs(), {"z": inputs()}],
-    "batch 0 must have the model's inputs": [(inputs(), inputs())],
+    "batch 0 must have the model's inputs 'x'; it comes without 'x'": [()],
+    "batch 0 has 40 entries for 1 inputs; a tuple or list holds one per input": [list(inputs(40))],
     "input 'x' of batch 1 must be (n, 20), got (200, 7)": [inputs(), inputs(width=7)],
     "input 'x' of batch 0 must be (n, 20), got (20,)": [inputs()[0]],
     "hold NaN or infinite": [inputs() * np.float32(np.nan)],
@@ -75,6 +79,18 @@ WRONG = {
 def test_batches_that_do_not_fit_are_refused(message):
     with pytest.raises(InvalidInputError, match=re.escape(message)):
         sparsify_onnx(mlp(), WRONG[message], sparsity=0.5, **FAST)
+
+
+def test_integers_do_not_wrap_around():
+    model = graph_model("e = Gather(t, ids) y = MatMul(e, w)", {"ids": ("n",)}, t=np.eye(6, dtype=np.float32),
+                        w=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))  # fmt: skip
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    ids = np.arange(6)
+    np.testing.assert_array_equal(seen_by(model, [ids])[0], np.eye(6))
+    with pytest.raises(
+        InvalidInputError, match="input 'ids' of batch 0 must be int32, got values from .* to 4294967299"
+    ):
+        seen_by(model, [ids + 2**32 - 2])
 
 
 def test_sizes_that_a_model_leaves_open_are_any():
@@ -88,6 +104,7 @@ def test_arguments_that_make_no_sense_are_refused():
         ({}, "nothing is asked for"),
         ({"sparsity": 1.5}, "sparsity"),
         ({"sparsity": 0.5, "max_samples": 0}, "max_samples must be at least 1"),
+        ({"sparsity": 0.5, "max_samples": 10**12}, "at most 100,000,000, got 1,000,000,000,000"),
         ({"sparsity": 0.5, "include": 3}, "include takes globs"),
         ({"sparsity": 0.5, "activations": "relu"}, "activations must be a mapping"),
     ):
@@ -188,3 +205,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
         given = {"model": mlp(), "batches": batches, "sparsity": 0.7} | other
         with pytest.raises(CheckpointError, match="another call"):
             sparsify_onnx(**given, checkpoint=folder, **FAST)
+
+
+def test_what_nodes_mean_tells_models_apart():
+    def fingerprint(**given):
+        return digest_of_graph(Graph(graph_model("y = MatMul(x, w)", {"x": ("n", 2)}, w=np.eye(2), **given)))
+
+    assert fingerprint() == fingerprint() != fingerprint(opset=16)
+    model = graph_model("y = MatMul(x, w)", {"x": ("n", 2)}, w=np.eye(2))
+    model.functions.append(onnx.helper.make_function("own", "f", ["a"], ["b"], [], model.opset_import))
+    assert digest_of_graph(Graph(model)) != fingerprint()
+
+
+def test_long_arrays_of_text_are_told_apart_whole():
+    words = np.array(["a"] * 2000, dtype=object)
+    other = words.copy()
+    other[1000] = "b"
+    assert digest(words) == digest(words.copy()) != digest(other)
+    assert digest(words) != digest(words.reshape(2, 1000))

@@ -224,20 +224,6 @@ def test_a_bias_that_others_use_is_left_to_them():
     np.testing.assert_allclose(found["b_sparse"], weights(6, 1) + 1, rtol=1e-6)
 
 
-def test_half_precision_comes_back_in_half_precision():
-    model = mlp()
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(
-            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
-        )
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    sparse, report = sparsify_onnx(model, [inputs()], sparsity=0.6, **FAST)
-    assert {value.dtype.name for value in constants_of(sparse).values()} == {"float16"}
-    assert report.sparsity == pytest.approx(0.6)
-    assert run(sparse, {"x": inputs().astype(np.float16)}, "y")[0].dtype == np.float16
-
-
 def test_old_models_declare_new_constants_as_inputs():
     text = "p = MatMul(x, w) q = Add(p, b) r = Relu(q) y = Mul(r, b)"
     model = graph_model(text, {"x": ("n", 6), "w": (6, 6), "b": (6,)}, ir=3, w=weights((6, 6)), b=weights(6, 1))

@@ -185,3 +185,12 @@ def test_a_missing_extra_is_named(package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=rf'pip install "sisopt\[{extra}\]"'):
         REPORT.to_html()
+
+
+@pytest.mark.parametrize(("allocation", "why"), [
+    ("error", "several layers without goals of their own"), ("uniform", "allocation=&#34;error&#34;"),
+])  # fmt: skip
+def test_the_page_says_why_there_are_no_curves(allocation, why):
+    page = NetworkReport((LAST,), {"sparsity": 0.8, "allocation": allocation}).to_html()
+    assert why in page
+    assert ("allocation=&#34;error&#34;" in page) == (allocation == "uniform")

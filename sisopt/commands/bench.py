@@ -52,10 +52,10 @@ The whole suite, with other methods beside, is "make bench" in a checkout.
 @click.option("--sparsity", type=options.FRACTION, default=0.8, show_default=True, help="Fraction of zero weights.")
 @options.seed
 @options.threads
-@options.quiet
 @options.json
-def bench(data: Path | None, *, activation: str, sparsity: float, seed: int, threads: int | None, quiet: bool,
-          as_json: bool) -> None:  # fmt: skip
+def bench(
+    data: Path | None, *, activation: str, sparsity: float, seed: int, threads: int | None, as_json: bool
+) -> None:
     """Time sisopt on this machine.
 
     One layer is made sparse by magnitude pruning and with all efforts. It is yours, from DATA, an .npz file as "sisopt
@@ -66,8 +66,9 @@ def bench(data: Path | None, *, activation: str, sparsity: float, seed: int, thr
     from . import console
 
     arrays = _made_up(seed) if data is None else _own(data)
+    _check(arrays, activation)
     n_out, n_in = arrays["weight"].shape
-    with console.plain_warnings(), console.working("compiling", quiet=quiet) as tell:
+    with console.plain_warnings(), console.working("compiling", quiet=False) as tell:
         started = perf_counter()
         warmup()
         compiling = perf_counter() - started
@@ -80,7 +81,7 @@ def bench(data: Path | None, *, activation: str, sparsity: float, seed: int, thr
         from ..network.json_values import json_text, json_value
 
         click.echo(json_text(json_value("result", about | {"rows": [asdict(row) for row in rows]})), nl=False)
-    elif not quiet:
+    else:
         from rich.console import Console
 
         Console().print(_table(rows))
@@ -96,6 +97,16 @@ def _own(path: Path) -> Arrays:
     if arrays.pop("preactivations", None) is not None:
         click.echo("sisopt: preactivations are left aside: outputs are compared to the layer's own", err=True)
     return arrays
+
+
+def _check(arrays: Arrays, activation: str) -> None:
+    """Refuse what cannot be measured, before anything is compiled."""
+    from .. import LayerProblem
+
+    LayerProblem(arrays["inputs"], arrays["weight"], arrays.get("bias"), activation=activation)
+    if len(arrays["inputs"]) < HELD_OUT:
+        msg = f"it holds {len(arrays['inputs'])} samples, and one in {HELD_OUT} is held out: give {HELD_OUT} or more"
+        raise click.BadParameter(msg, param_hint="DATA")
 
 
 def _made_up(seed: int) -> Arrays:

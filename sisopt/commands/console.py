@@ -18,6 +18,11 @@ def fail(message: str) -> None:
     print(f"sisopt: {message}", file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """Return text without what a terminal would obey or cannot show, such as escapes in the names of layers."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print warnings as a line on stderr, without the place in the code that they come from."""

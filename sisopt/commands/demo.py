@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--out", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True,
+    "--out", "folder", type=options.FOLDER, default=Path("out"), show_default=True,
     help="Folder for picture and report; made if it is not there. Those of an earlier run are replaced.",
 )  # fmt: skip
 @options.seed
@@ -45,7 +45,10 @@ def _demo(settings: Settings, folder: Path) -> None:
     from rich.console import Console
 
     from .. import demo_report
+    from . import files
 
+    for name in (demo_report.PICTURE_NAME, demo_report.TREE_NAME, demo_report.PAGE_NAME):
+        files.check_target("--out", folder / name, force=True)
     result = _with_progress(settings)
     console = Console()
     console.print(demo_report.layer_table(result), demo_report.network_table(result))

@@ -46,7 +46,7 @@ def layer(data: Path, output: Path, *, force: bool, quiet: bool, as_json: bool, 
 
     DATA, an .npz file, holds "inputs" (samples in rows) and "weight" (outputs in rows), "bias" where there is one, and
     "preactivations" where the outputs to keep are not those of this weight on these inputs. What comes out holds
-    "weight" and "bias" of the same shapes and dtypes.
+    "weight" and "bias" of the same shapes and dtypes; integers become float64.
     """
     from .. import sparsify
     from . import console, files

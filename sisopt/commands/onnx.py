@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..network.planning import ALLOCATIONS, MODES
 from . import options
 from .files import Arrays
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 BATCH = 32  # samples of a batch where the model leaves that open
 
@@ -29,7 +32,11 @@ with calibration.npz from
 @click.argument("calibration", type=options.IN)
 @click.option("-o", "--output", type=options.OUT, required=True, help="The .onnx file to write.")
 @options.goals
-@click.option("--allocation", type=click.Choice(ALLOCATIONS), help="How the zeros are shared out over the layers.")
+@click.option(
+    "--allocation",
+    type=click.Choice(ALLOCATIONS),
+    help="How zeros are shared out over layers; by default where they cost least, evenly with --pattern.",
+)
 @click.option("--mode", type=click.Choice(MODES), help="Whether layers make up for errors of those before them.")
 @click.option("--include", multiple=True, help="Layers by a glob of names or of node types; may be repeated.")
 @click.option("--exclude", multiple=True, help="Layers that stay dense; may be repeated.")
@@ -37,7 +44,9 @@ with calibration.npz from
 @options.seed
 @click.option("--batch-size", type=click.IntRange(1), help=f"Samples run at once; by default the model's, or {BATCH}.")
 @click.option("--max-samples", type=click.IntRange(1), help="Samples, tokens or places that a layer is solved on.")
-@click.option("--checkpoint", type=options.OUT, help="Folder from which the same call goes on after an interruption.")
+@click.option(
+    "--checkpoint", type=options.FOLDER, help="Folder from which the same call goes on after an interruption."
+)
 @click.option("--report", "tree", type=options.OUT, help="Write the report as JSON, for sisopt show.")
 @click.option("--html", type=options.OUT, help="Write the report as a page.")
 @options.threads
@@ -54,13 +63,20 @@ def onnx(
     are not needed.
     """
     from ..adapters.onnx import sparsify_onnx
+    from ..adapters.onnx.writing import data_file, needs_data_file, read_model
     from . import console, files
 
     options.check_goal(asked["sparsity"], asked["relative_error"], asked["pattern"])
-    targets = [(option, path) for option, path in (("--report", tree), ("--html", html)) if path is not None]
-    for option, path in [("--output", output), *targets]:
-        files.check_target(option, path, force=force)
-    fixed = _batch_of(model)
+    pages = [(option, path) for option, path in (("--report", tree), ("--html", html)) if path is not None]
+    read = read_model(model)
+    models = [output, data_file(output)] if needs_data_file(read) else [output]
+    sources = [("CALIBRATION", calibration)]
+    if not files.same_file(model, output):  # the sparse model may take the place of the dense one, reports may not
+        sources.append(("MODEL", model))
+    files.check_targets([*(("--output", path) for path in models), *pages], sources, force=force)
+    if html is not None:
+        files.check_page_extra()
+    fixed = _batch_of(read)
     batches = _batches(calibration, batch_size or fixed or BATCH, whole=fixed is not None)
     given = {name: value for name, value in asked.items() if value not in (None, ())}
     with console.plain_warnings():
@@ -76,12 +92,12 @@ def onnx(
     if tree is not None:
         files.write_file("--report", tree, report.to_json().encode(), force=force)
     if html is not None:
-        files.write_file("--html", html, report.to_html().encode(), force=force)
+        files.write_file("--html", html, report.to_html().encode(errors="replace"), force=force)
     if as_json:
         click.echo(report.to_json(), nl=False)
     elif not quiet:
-        click.echo(report.table())
-        for path in (output, *(path for _, path in targets)):
+        click.echo(console.printable(report.table()))
+        for path in (output, *(path for _, path in pages)):
             click.echo(f"Written: {path}")
     missed = [layer.name for layer in report.layers if "unattainable" in layer.status]
     if missed:
@@ -105,17 +121,16 @@ def _batches(path: Path, size: int, *, whole: bool) -> list[Arrays]:
     if whole and length < size:
         msg = f"{path} holds {length} samples, and the model takes {size} at a time"
         raise click.BadParameter(msg, param_hint="CALIBRATION")
-    if whole:
+    if whole and length % size:
+        click.echo(f"sisopt: the last {length % size} samples are left out: the model takes {size} at a time", err=True)
         length -= length % size
     starts = range(0, length, size)
     return [{name: array[start : start + size] for name, array in arrays.items()} for start in starts]
 
 
-def _batch_of(path: Path) -> int | None:
+def _batch_of(model: ModelProto) -> int | None:
     """Return the size of the batches that a model takes, None where it leaves that open."""
-    from ..adapters.onnx.writing import read_model
-
-    graph = read_model(path).graph
+    graph = model.graph
     constants = {each.name for each in graph.initializer}
     shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in constants]
     return max((shape[0].dim_value for shape in shapes if shape), default=0) or None

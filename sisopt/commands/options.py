@@ -12,6 +12,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 IN = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 OUT = click.Path(path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 FRACTION = click.FloatRange(0.0, 1.0)
 
 force = click.option("--force", is_flag=True, help="Replace files that are there already.")

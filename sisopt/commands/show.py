@@ -30,15 +30,16 @@ def show(report: Path, html: Path | None, *, force: bool, quiet: bool) -> None:
 
     REPORT is a report in JSON. A line per layer is printed, and a page written where one is asked for.
     """
-    from . import files
+    from . import console, files
 
     if html is not None:
-        files.check_target("--html", html, force=force)
+        files.check_targets([("--html", html)], [("REPORT", report)], force=force)
+        files.check_page_extra()
     found = _read(report)
     if not quiet:
-        click.echo(found.table())
+        click.echo(console.printable(found.table()))
     if html is not None:
-        files.write_file("--html", html, found.to_html().encode(), force=force)
+        files.write_file("--html", html, found.to_html().encode(errors="replace"), force=force)
         if not quiet:
             click.echo(f"Page: {html.resolve()}")
 

@@ -135,12 +135,18 @@ def _bar(layer: LayerReport, n_zeros: int) -> dict[str, str]:
 
 def _curves_text(report: NetworkReport) -> str:
     """Return what the picture of errors and zeros shows."""
+    by_errors = report.options.get("allocation") in ("error", "flops")
     if not any(layer.curve for layer in report.layers):
+        if by_errors:
+            return (
+                "Marks: where the layers ended. How errors grow with zeros was not measured: that is done where "
+                "several layers without goals of their own share the zeros out."
+            )
         return (
             "Marks: where the layers ended. How errors grow with zeros is measured where the zeros are shared out by "
             'errors: allocation="error" or "flops".'
         )
-    if report.options.get("allocation") in ("error", "flops"):
+    if by_errors:
         return (
             "Lines: the errors that zeros would cost each layer alone, measured quickly, on part of it, before the "
             "zeros were shared out. Marks: where the layers ended, behind others that are sparse."

@@ -9,6 +9,7 @@ from ..errors import InvalidInputError
 from .json_values import finite_or_none
 from .thumbnails import map_of
 
+MOST = 1 << 63  # of what is counted; beyond it a file is damaged
 ERRORS = ("output_error", "held_out_error", "relative_error", "gap")
 COUNTS = ("n_weights", "n_kept", "flops")
 TEXTS = ("name", "kind", "activation", "status", "note")
@@ -39,17 +40,27 @@ def _verdict(name: str, value: Any) -> tuple[bool, str]:
     if name == "included":
         return isinstance(value, bool), "true or false"
     if name in TEXTS:
-        return isinstance(value, str), "text"
+        return _is_text(value), "text"
     if name == "curve":
         return isinstance(value, list) and all(map(_is_point, value)), "a list of pairs (sparsity, error)"
     if name == "density":
         return _is_map(value), "a list of lines of hexadecimal digits"
-    return _is_number(value) or (value is None and name in ERRORS), "a number"
+    return _is_size(value) or (value is None and name in ERRORS), "a number of at least 0"
 
 
 def _is_count(value: object) -> bool:
     """Return whether a value is an integer of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is text that can be written, which halves of characters cannot."""
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
+
+
+def _is_size(value: object) -> bool:
+    """Return whether a value is a number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _is_number(value: object) -> bool:

@@ -34,7 +34,12 @@ def _feed(graph: Graph, number: int, batch: Any) -> dict[str, Array]:
     if isinstance(batch, Mapping):
         found = dict(batch)
     elif isinstance(batch, list | tuple):
-        found = dict(zip(names, batch, strict=False)) if len(batch) <= len(names) else dict(enumerate(batch))
+        if len(batch) > len(names):
+            msg = (
+                f"batch {number} has {len(batch)} entries for {len(names)} inputs; a tuple or list holds one per input"
+            )
+            raise InvalidInputError(msg)
+        found = dict(zip(names, batch, strict=False))
     else:
         found = {names[0]: batch} if names else {}
     missing = [name for name in names if name not in found]
@@ -58,6 +63,9 @@ def _array(number: int, value: onnx.ValueInfoProto, given: Any) -> Array:
     if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
         msg = f"input {value.name!r} of batch {number} must be {wanted}, got {array.dtype}"
         raise InvalidInputError(msg)
+    if not _in_range(array, wanted):
+        msg = f"input {value.name!r} of batch {number} must be {wanted}, got values from {array.min()} to {array.max()}"
+        raise InvalidInputError(msg)
     shape = value.type.tensor_type.shape.dim
     sizes = [size.dim_value if size.dim_value > 0 else size.dim_param or "any" for size in shape]  # -1: open, too
     fits = len(sizes) == array.ndim and all(
@@ -67,3 +75,11 @@ def _array(number: int, value: onnx.ValueInfoProto, given: Any) -> Array:
         msg = f"input {value.name!r} of batch {number} must be ({', '.join(map(str, sizes))}), got {array.shape}"
         raise InvalidInputError(msg)
     return array.astype(wanted, copy=False)
+
+
+def _in_range(array: Array, wanted: np.dtype[Any]) -> bool:
+    """Return whether integers stay what they are in another type of integers; those beyond it would wrap around."""
+    if not array.size or array.dtype.kind not in "iu" or wanted.kind not in "iu":
+        return True
+    limits = np.iinfo(wanted)
+    return limits.min <= int(array.min()) and int(array.max()) <= limits.max

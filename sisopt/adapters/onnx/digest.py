@@ -20,10 +20,11 @@ def digest(value: Any) -> str:
 
 
 def digest_of_graph(graph: Graph) -> str:
-    """Return the hash of a graph: its nodes and constants, wherever these are stored."""
+    """Return the hash of a graph: its nodes, what they mean, and its constants, wherever these are stored."""
     found = hashlib.sha256()
-    for node in graph.model.graph.node:
-        found.update(node.SerializeToString(deterministic=True))
+    for part in (graph.model.opset_import, graph.model.functions, graph.model.graph.node):
+        for each in part:
+            found.update(each.SerializeToString(deterministic=True))
     for tensor in graph.model.graph.initializer:
         if onnx.external_data_helper.uses_external_data(tensor):
             _add(found, (tensor.name, array_of(tensor, graph.folder)))
@@ -36,6 +37,8 @@ def _add(found: Any, value: Any) -> None:
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         found.update(f"{value.dtype} {value.shape}\n".encode())
         found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    elif isinstance(value, np.ndarray):
+        _add(found, (value.shape, value.tolist()))
     elif isinstance(value, Mapping):
         _add(found, [(key, value[key]) for key in value])
     elif isinstance(value, list | tuple):

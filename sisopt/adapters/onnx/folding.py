@@ -66,7 +66,8 @@ class Affine:
         size = len(self.offset)
         found = dense.reshape(-1) + _inverse(self.slot.factor) * (bias.astype(np.float64) - self.offset)
         shape = dense.shape if dense.size == size else (size, *(1,) * (-self.slot.axis - 1))
-        return found.reshape(shape).astype(dense.dtype)
+        with np.errstate(over="ignore"):  # who takes it looks for what is beyond its dtype
+            return found.reshape(shape).astype(dense.dtype)
 
 
 def core(graph: Graph, calls: tuple[int, ...], n_out: int) -> Affine | None:

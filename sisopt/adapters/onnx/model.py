@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from ...activations import Activation
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, SisoptError
 from ...network import LayerSolver, NetworkReport, sparsify_network
 from ...network.samples import Sampling
 from ...patterns import Pattern
@@ -28,12 +28,14 @@ from .writing import (
     check_output,
     constant_bytes,
     has_external,
+    needs_data_file,
     read_model,
     sparse_model,
     write_model,
 )
 
 MAX_SAMPLES = 10_000
+MOST_SAMPLES = 100_000_000  # that can be asked for
 MAX_MEMORY = 4 << 30
 
 
@@ -112,9 +114,12 @@ def sparsify_onnx(
     Raises
     ------
     InvalidInputError
-        If an argument is not what it should be, a layer's data hold NaN, or ``output`` cannot be written.
+        If an argument is not what it should be, or a layer's data hold NaN.
     UnsupportedError
-        If no layer can be made sparse, with the reasons, or onnxruntime cannot run the model on the CPU.
+        If no layer can be made sparse, with the reasons, onnxruntime cannot run the model on the CPU, or new weights do
+        not fit into float16.
+    SisoptError
+        If the sparse model does not do what was promised, or the system does not write it.
     CheckpointError
         If the checkpoint is damaged, belongs to another call, or cannot be written.
 
@@ -141,11 +146,11 @@ def sparsify_onnx(
         natural_number("max_memory", max_memory),
         natural_number("seed", seed),
     )
-    if sampling.max_samples == 0:
-        msg = "max_samples must be at least 1, got 0"
+    if not 0 < sampling.max_samples <= MOST_SAMPLES:
+        msg = f"max_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {max_samples:,}"
         raise InvalidInputError(msg)
     graph = _graph(model)
-    external = has_external(graph.model)
+    external = needs_data_file(graph.model)
     if output is not None:
         check_output(Path(output), external, overwrite)
     elif constant_bytes(graph.model) > MOST_BYTES:
@@ -162,10 +167,10 @@ def sparsify_onnx(
     found = sparse_model(graph, network.changes)
 
     def verify(given: onnx.ModelProto | Path) -> None:
-        check(given, "the sparse model")
+        check(given, "the sparse model", SisoptError)
         read = Graph(read_model(given), given.parent) if isinstance(given, Path) else Graph(given)
         verify_layers(graph, read, layers, network.promised, feeds[0])
-        verify_model(given, feeds[0])
+        verify_model(given, model, feeds[0])
 
     if output is None:
         verify(found)

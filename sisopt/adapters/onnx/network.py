@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, UnsupportedError
 from ...network.layers import LayerInfo, Program
 from ...network.samples import Rows, Sampling, drawn, quotas, spilled
 from ...threads import resolve_threads
@@ -85,13 +85,16 @@ class OnnxNetwork:
         site, followed = layer.site, layer.followed
         assert site.kind is not None and followed is not None
         affine = followed.affine
-        matrices = [affine.unfolded(matrix, rows) for (matrix, _), rows in zip(parts, _rows(parts), strict=True)]
+        found = [matrix for matrix, _ in parts]
+        matrices = [affine.unfolded(matrix, rows) for matrix, rows in zip(found, _rows(found), strict=True)]
         dense = self._graph.constant(self._graph.nodes[site.calls[0]].input[site.weight])
         assert dense is not None
-        self._graph.replace(self.changes, site.places, site.kind.weight(matrices).astype(dense.dtype))
+        weight = _in_dtype(layer.info.name, site.kind.weight(matrices), dense.dtype)
+        self._graph.replace(self.changes, site.places, weight)
         if affine.slot is not None:
             bias = np.concatenate([each for _, each in parts if each is not None])
-            self._graph.replace(self.changes, affine.slot.places, affine.slot_value(self._graph, bias))
+            value = affine.slot_value(self._graph, bias)
+            self._graph.replace(self.changes, affine.slot.places, _in_dtype(layer.info.name, value, value.dtype))
         self.promised[number] = parts
 
     def _check_width(self, number: int, inputs: Array, matrix: Array) -> None:
@@ -115,7 +118,7 @@ class OnnxNetwork:
         weight = self._graph.constant(self._graph.nodes[site.calls[0]].input[site.weight])
         assert weight is not None
         matrices, bias = site.kind.matrices(weight), followed.affine.bias
-        each = _rows([(matrix, None) for matrix in matrices])
+        each = _rows(matrices)
         folded = [followed.affine.folded(matrix, rows) for matrix, rows in zip(matrices, each, strict=True)]
         return folded, [None if bias is None else bias[rows] for rows in each]
 
@@ -169,7 +172,20 @@ def _size(feed: Mapping[str, Array]) -> int:
     return next((len(array) for array in feed.values() if array.ndim), 1)
 
 
-def _rows(parts: Sequence[tuple[npt.NDArray[Any], Any]]) -> list[slice]:
+def _in_dtype(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return what a layer's constant becomes, in its dtype; float16 ends early."""
+    with np.errstate(over="ignore"):  # refused below
+        found: Array = values.astype(dtype)
+    if not np.isfinite(found).all():
+        msg = (
+            f"layer {name!r}: its new weights or biases do not fit into {dtype}: leave it out with exclude=, or "
+            "convert the model to float32 first"
+        )
+        raise UnsupportedError(msg)
+    return found
+
+
+def _rows(matrices: Sequence[npt.NDArray[Any]]) -> list[slice]:
     """Return which channels the matrices of a layer give."""
-    edges = np.cumsum([0, *(len(matrix) for matrix, _ in parts)])
+    edges = np.cumsum([0, *(len(matrix) for matrix in matrices)])
     return [slice(int(low), int(high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]

@@ -96,18 +96,19 @@ class Passes:
 
     def _changed(self, numbers: Sequence[int]) -> list[onnx.NodeProto]:
         """Return nodes with the inputs that they have by now."""
-        return [changed_node(self._graph, number, self._changes) for number in numbers]
+        own: dict[int, dict[int, str]] = {}
+        for use, name in self._changes.inputs.items():
+            own.setdefault(use.node, {})[use.input] = name
+        return [_changed_node(self._graph.nodes[number], own.get(number, {})) for number in numbers]
 
 
-def changed_node(graph: Graph, number: int, changes: Changes) -> onnx.NodeProto:
-    """Return a node with the inputs that it has by now."""
-    node = graph.nodes[number]
-    own = {use.input: name for use, name in changes.inputs.items() if use.node == number}
-    if not own:
+def _changed_node(node: onnx.NodeProto, inputs: Mapping[int, str]) -> onnx.NodeProto:
+    """Return a node with other inputs in some places."""
+    if not inputs:
         return node
     found = onnx.NodeProto()
     found.CopyFrom(node)
-    for index, name in own.items():
+    for index, name in inputs.items():
         found.input[index] = name
     return found
 

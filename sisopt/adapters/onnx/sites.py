@@ -67,7 +67,7 @@ def find_sites(graph: Graph) -> list[Site]:
 def _site(graph: Graph, number: int, node: onnx.NodeProto) -> Site | None:
     """Return a node as a site, None of one that has no weights."""
     name = node.name
-    if node.op_type in QUANTIZED and node.op_type != "Attention":
+    if node.op_type in QUANTIZED:
         return Site(name, node.op_type, _stored(graph, node), (number,), reason=QUANTIZED_REASON)
     if node.domain not in STANDARD:
         reason = f"an operator of {node.domain}: make the model sparse before it is optimised"

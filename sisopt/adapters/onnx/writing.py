@@ -6,25 +6,27 @@ import math
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, SisoptError
 from ...network.atomic_files import TEMPORARY, make_folder, sync_folder
 from .graph import Changes, Graph, needs_of, subgraphs
 
 MOST_BYTES = (1 << 31) - (1 << 24)  # of constants in one file: protobuf ends at 2 GiB
 LEAST_EXTERNAL = 1 << 10  # bytes of a constant that is worth a place in another file
+FORMAT = "protobuf"  # whatever a file is called: onnx would go by its suffix
 INPUTS_ALONE = 4  # since which version constants need not be inputs too
 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Return the model of a file, external data left where they are."""
     try:
-        return onnx.load_model(path, load_external_data=False)
+        return onnx.load_model(path, FORMAT, load_external_data=False)
     except OSError as error:
         msg = f"model {path} cannot be read: {error.strerror or error}"
         raise InvalidInputError(msg) from error
@@ -46,13 +48,18 @@ def constant_bytes(model: onnx.ModelProto) -> int:
     )
 
 
-def check(model: onnx.ModelProto | Path, what: str) -> None:
+def needs_data_file(model: onnx.ModelProto) -> bool:
+    """Return whether the constants of a model are written to a file of their own."""
+    return has_external(model) or constant_bytes(model) > MOST_BYTES
+
+
+def check(model: onnx.ModelProto | Path, what: str, error_type: type[SisoptError] = InvalidInputError) -> None:
     """Refuse a model that onnx's checker refuses."""
     try:
         onnx.checker.check_model(str(model) if isinstance(model, Path) else model)
     except onnx.checker.ValidationError as error:
         msg = f"{what} is not valid ONNX: {error}"
-        raise InvalidInputError(msg) from error
+        raise error_type(msg) from error
 
 
 def data_file(output: Path) -> Path:
@@ -61,11 +68,18 @@ def data_file(output: Path) -> Path:
 
 
 def check_output(output: Path, external: bool, overwrite: bool) -> None:
-    """Refuse to write over files, unless that is wanted."""
+    """Refuse files that cannot be written, and to write over others, unless that is wanted."""
     for path in (output, data_file(output)) if external else (output,):
-        if path.is_dir() or (path.exists() and not overwrite):
+        if path.exists() and not path.is_file():
+            msg = f"output: {path} is {'a folder' if path.is_dir() else 'no ordinary file'}; name a file"
+            raise InvalidInputError(msg)
+        if path.exists() and not overwrite:
             msg = f"output: {path} exists; name another file, or write over it with overwrite=True"
             raise InvalidInputError(msg)
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        msg = f"output: {above} {'cannot be written to' if above.is_dir() else 'is no folder'}; name another file"
+        raise InvalidInputError(msg)
 
 
 def sparse_model(graph: Graph, changes: Changes) -> onnx.ModelProto:
@@ -78,8 +92,9 @@ def sparse_model(graph: Graph, changes: Changes) -> onnx.ModelProto:
             tensor.CopyFrom(numpy_helper.from_array(waiting.pop(tensor.name), tensor.name))
     for node in model.graph.node:
         if node.op_type == "Constant" and node.output[0] in waiting:
-            tensor = node.attribute[0].t
-            tensor.CopyFrom(numpy_helper.from_array(waiting.pop(node.output[0]), tensor.name))
+            tensor = numpy_helper.from_array(waiting.pop(node.output[0]), node.attribute[0].t.name)
+            del node.attribute[:]  # it may have held its numbers another way, such as value_floats
+            node.attribute.append(onnx.helper.make_attribute("value", tensor))
     for name, values in waiting.items():
         model.graph.initializer.append(numpy_helper.from_array(values, name))
         if model.ir_version < INPUTS_ALONE:
@@ -100,6 +115,11 @@ def write_model(model: onnx.ModelProto, output: Path, external: bool, verify: Ca
     """Write a model, its constants beside it if ``external``, once ``verify`` has seen the files under other names.
 
     Whatever happens, there is the old model, or none, or the new one: never one with another's constants.
+
+    Raises
+    ------
+    SisoptError
+        If the system refuses: there is no room, for one.
     """
     data = data_file(output)
     scratch = output.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
@@ -109,11 +129,11 @@ def write_model(model: onnx.ModelProto, output: Path, external: bool, verify: Ca
         written = scratch / output.name
         if external:
             onnx.save_model(
-                model, written, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name,
-                size_threshold=LEAST_EXTERNAL,
+                model, written, FORMAT, save_as_external_data=True, all_tensors_to_one_file=True,
+                location=data.name, size_threshold=LEAST_EXTERNAL,
             )  # fmt: skip
         else:
-            onnx.save_model(model, written)
+            onnx.save_model(model, written, FORMAT)
         files = [path for path in (scratch / data.name, written) if path.exists()]
         for path in files:
             _sync(path)
@@ -126,24 +146,26 @@ def write_model(model: onnx.ModelProto, output: Path, external: bool, verify: Ca
             sync_folder(output.parent)
     except OSError as error:
         msg = f"output {output} cannot be written: {error.strerror or error}"
-        raise InvalidInputError(msg) from error
+        raise SisoptError(msg) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_unused(graph: onnx.GraphProto, names: Iterable[str]) -> None:
     """Remove constants, and views of them, that nothing uses any more."""
+    uses = Counter(each for node in graph.node for each in needs_of(node))
+    uses.update(value.name for value in graph.output)
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        used = {each for node in graph.node for each in needs_of(node)} | {value.name for value in graph.output}
-        if name in used:
+        if uses[name]:
             continue
         for part in (graph.initializer, graph.input, graph.value_info):
             for each in [each for each in part if each.name == name]:
                 part.remove(each)
         for node in [node for node in graph.node if list(node.output) == [name]]:
             waiting.extend(node.input)
+            uses.subtract(needs_of(node))
             graph.node.remove(node)
 
 
