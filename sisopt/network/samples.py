@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidInputError
+from ..validation import natural_number
 from .solving import MANY
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
+MAX_SAMPLES, MOST_SAMPLES = 10_000, 100_000_000  # of a layer: by default, and that can be asked for
+MAX_MEMORY = 4 << 30  # bytes, by default
 LEAST_SAMPLES, PER_INPUT = 1 << 11, 64  # of a layer of MANY programs: the larger of the two, PER_INPUT an input
 
 
@@ -29,6 +32,19 @@ class Sampling:
     max_samples: int
     max_memory: int
     seed: int
+
+    @classmethod
+    def checked(cls, max_samples: object, max_memory: object, seed: object) -> Sampling:
+        """Return what a caller asks for; its arguments have the names of these."""
+        found = cls(
+            natural_number("max_samples", max_samples),
+            natural_number("max_memory", max_memory),
+            natural_number("seed", seed),
+        )
+        if not 0 < found.max_samples <= MOST_SAMPLES:
+            msg = f"max_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {max_samples:,}"
+            raise InvalidInputError(msg)
+        return found
 
     def samples(self, n_programs: int, widest: int) -> int:
         """Return how many samples a layer gets: fewer where it is many small programs, such as a depthwise one.

@@ -9,23 +9,13 @@ import numpy as np
 import onnx
 
 from ...errors import InvalidInputError
+from ...network.samples import listed
 from .graph import Array, Graph
 
 
 def feeds_of(graph: Graph, batches: Iterable[Any]) -> list[dict[str, Array]]:
     """Return batches as mappings from inputs to arrays of their types."""
-    if isinstance(batches, Mapping):
-        msg = "batches must be an iterable of batches, got a mapping: is it one batch? Put it in a list"
-        raise InvalidInputError(msg)
-    try:
-        given = list(batches)
-    except TypeError:
-        msg = f"batches must be an iterable of batches, got {type(batches).__name__}"
-        raise InvalidInputError(msg) from None
-    if not given:
-        msg = "batches holds none: was it an iterator that had been used up?"
-        raise InvalidInputError(msg)
-    return [_feed(graph, number, batch) for number, batch in enumerate(given)]
+    return [_feed(graph, number, batch) for number, batch in enumerate(listed(batches))]
 
 
 def _feed(graph: Graph, number: int, batch: Any) -> dict[str, Array]:

@@ -13,9 +13,8 @@ import onnx
 from ...activations import Activation
 from ...errors import InvalidInputError, SisoptError
 from ...network import LayerSolver, NetworkReport, sparsify_network
-from ...network.samples import Sampling
+from ...network.samples import MAX_MEMORY, MAX_SAMPLES, Sampling
 from ...patterns import Pattern
-from ...validation import natural_number
 from .batches import feeds_of
 from .graph import Graph
 from .network import OnnxNetwork
@@ -33,10 +32,6 @@ from .writing import (
     sparse_model,
     write_model,
 )
-
-MAX_SAMPLES = 10_000
-MOST_SAMPLES = 100_000_000  # that can be asked for
-MAX_MEMORY = 4 << 30
 
 
 def sparsify_onnx(
@@ -141,14 +136,7 @@ def sparsify_onnx(
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
     """
     wanted = choice(include, exclude, activations)
-    sampling = Sampling(
-        natural_number("max_samples", max_samples),
-        natural_number("max_memory", max_memory),
-        natural_number("seed", seed),
-    )
-    if not 0 < sampling.max_samples <= MOST_SAMPLES:
-        msg = f"max_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {max_samples:,}"
-        raise InvalidInputError(msg)
+    sampling = Sampling.checked(max_samples, max_memory, seed)
     graph = _graph(model)
     external = needs_data_file(graph.model)
     if output is not None:

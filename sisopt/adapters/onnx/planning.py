@@ -102,12 +102,14 @@ def _layer(graph: Graph, site: Site, wanted: Choice, values: Array, n_samples: i
     followed = replace(followed, activation=own)
     products = math.prod(site.shape) * site.kind.call(values).n_positions * len(site.calls)
     name = f"batch norm, {own.name}" if followed.norm else own.name
-    return Layer(site, _info(site, name, round(products / max(n_samples, 1))), followed, values.nbytes)
+    weight = graph.constant(graph.nodes[site.calls[0]].input[site.weight])
+    n_zeros = 0 if weight is None else int((weight == 0).sum())
+    return Layer(site, _info(site, name, round(products / max(n_samples, 1)), n_zeros), followed, values.nbytes)
 
 
-def _info(site: Site, activation: str = "", flops: int = 0) -> LayerInfo:
+def _info(site: Site, activation: str = "", flops: int = 0, n_zeros: int = 0) -> LayerInfo:
     size = math.prod(site.shape) if site.shape else 0
-    return LayerInfo(site.name, site.op, site.shape, size, activation, flops, site.reason)
+    return LayerInfo(site.name, site.op, site.shape, size, activation, flops, site.reason, n_zeros)
 
 
 def _globs(argument: str, given: Globs | None, default: tuple[str, ...]) -> tuple[str, ...]:

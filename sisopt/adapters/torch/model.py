@@ -16,18 +16,13 @@ from torch import nn
 from ...activations import Activation
 from ...errors import InvalidInputError
 from ...network import LayerSolver, NetworkReport, sparsify_network
-from ...network.samples import Sampling, listed
+from ...network.samples import MAX_MEMORY, MAX_SAMPLES, Sampling, listed
 from ...patterns import Pattern
-from ...validation import natural_number
 from .forwards import call_model, eval_mode
 from .network import TorchNetwork
 from .planning import Selector, choice, plan_layers
 from .samples import batch_size
 from .trace import sites_of, trace
-
-MAX_SAMPLES = 10_000
-MAX_MEMORY = 4 << 30
-MOST_SAMPLES = 100_000_000  # that can be asked for
 
 
 def sparsify_model(
@@ -133,14 +128,7 @@ def sparsify_model(
         msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
         raise InvalidInputError(msg)
     wanted = choice(include, exclude, activations)
-    sampling = Sampling(
-        natural_number("max_samples", max_samples),
-        natural_number("max_memory", max_memory),
-        natural_number("seed", seed),
-    )
-    if not 0 < sampling.max_samples <= MOST_SAMPLES:
-        msg = f"max_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {max_samples:,}"
-        raise InvalidInputError(msg)
+    sampling = Sampling.checked(max_samples, max_memory, seed)
     data = listed(batches)
     run = call_model if forward is None else forward
     _check_devices(model)
