@@ -104,3 +104,5 @@ def test_rivals_with_square_matrices_are_left_out_of_wide_layers():
     torch = pytest.importorskip("torch")
     wide = torch.nn.Linear(10_000, 1)
     assert runs("Wanda", wide) and runs("sisopt", wide) and not runs("ALPS", wide)
+    wider = torch.nn.Linear(60_000, 100)
+    assert runs("sisopt, fast", wider) and not runs("sisopt", wider) and not runs("sisopt, even shares", wider)

@@ -50,22 +50,25 @@ def _floors(results: Sequence[ModelResult]) -> Table:
     of = {r.key: r for r in results}
     for subject, level in dict.fromkeys((r.subject, r.level) for r in results if r.level != DENSE):
         dense = of[subject, DENSE, DENSE]
-        ours = of.get((subject, level, "sisopt"))
+        ours = of.get((subject, level, "sisopt")) or of.get((subject, level, "sisopt, fast"))
         if ours is None:
             continue
+        kind_of_ours = "" if ours.method == "sisopt" else f" ({ours.method.split(', ')[1]})"
         for (kind, metric, at), floor in FLOORS.items():
             if subject.startswith(kind) and at == level:
                 asked, found = floor(dense.metrics[metric]), ours.metrics[metric]
                 holds = found >= asked if metric != "sMAPE" else found <= asked
                 sign = ">=" if metric != "sMAPE" else "<="
-                rows.append((f"{subject}, {level}: {metric}", f"{sign} {_figure(asked)}", _figure(found), _word(holds)))
+                shown = _figure(found) + kind_of_ours
+                rows.append((f"{subject}, {level}: {metric}", f"{sign} {_figure(asked)}", shown, _word(holds)))
         rivals = {m: of[subject, level, m].metrics[ours.primary] for m in RIVALS if (subject, level, m) in of}
         if rivals:
             best = (max if ours.higher_is_better else min)(rivals, key=rivals.__getitem__)
             found = ours.metrics[ours.primary]
             holds = found > rivals[best] if ours.higher_is_better else found < rivals[best]
             asked = f"{'>' if ours.higher_is_better else '<'} {_figure(rivals[best])} ({best})"
-            rows.append((f"{subject}, {level}: {ours.primary}, best rival", asked, _figure(found), _word(holds)))
+            shown = _figure(found) + kind_of_ours
+            rows.append((f"{subject}, {level}: {ours.primary}, best rival", asked, shown, _word(holds)))
     return Table("Floors", ("", "asked", "sisopt", "verdict"), rows, (0, 1, 3))
 
 

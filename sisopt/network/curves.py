@@ -23,7 +23,7 @@ FINE = np.linspace(0.02, 0.99, 98)  # those of a curve that is handed out
 TINY = 1e-12  # an error that counts as none
 BLOCKS, HELD_OUT = 20, 5  # of samples in their order; one block in so many is held out
 PROGRAMS, ROWS, SAMPLES = 16, 64, 1 << 12  # of a curve, at most; rows are neurons of all its programs
-LEAST_SAMPLES, ENTRIES = 1 << 10, 1 << 26  # samples of very wide layers are as many as so many entries of inputs are
+LEAST_SAMPLES, ENTRIES = 1 << 10, 1 << 24  # samples of very wide layers are as many as so many entries of inputs are
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
