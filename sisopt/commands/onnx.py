@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..network.planning import ALLOCATIONS, MODES
 from . import options
 from .files import Arrays
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 BATCH = 32  # samples of a batch where the model leaves that open
 
@@ -128,7 +125,7 @@ def _batches(path: Path, size: int, *, whole: bool) -> list[Arrays]:
     return [{name: array[start : start + size] for name, array in arrays.items()} for start in starts]
 
 
-def _batch_of(model: ModelProto) -> int | None:
+def _batch_of(model: Any) -> int | None:
     """Return the size of the batches that a model takes, None where it leaves that open."""
     graph = model.graph
     constants = {each.name for each in graph.initializer}
