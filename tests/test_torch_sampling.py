@@ -16,6 +16,15 @@ from sisopt.network.samples import quotas  # noqa: E402
 pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x, attention_mask):
+        return self.linear(x)
+
+
 def seen_by(model, batches, **options):
     """Return the inputs that each layer is solved on."""
     seen = []
@@ -49,14 +58,6 @@ def test_what_small_batches_cannot_give_comes_from_others():
 
 
 def test_what_padding_takes_comes_from_later_batches():
-    class Reader(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(3, 4)
-
-        def forward(self, x, attention_mask):
-            return self.linear(x)
-
     mask = torch.zeros(4, 10, dtype=torch.long)
     mask[:, :2] = 1
     batches = [{"x": torch.randn(4, 10, 3), "attention_mask": each} for each in (mask, torch.ones_like(mask))]
@@ -65,14 +66,6 @@ def test_what_padding_takes_comes_from_later_batches():
 
 
 def test_tokens_with_time_first_know_their_padding():
-    class Reader(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(3, 4)
-
-        def forward(self, x, attention_mask):
-            return self.linear(x)
-
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     x = torch.zeros(3, 2, 3)
     x[mask.T == 1] = 1.0
