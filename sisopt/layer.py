@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 
@@ -141,7 +140,6 @@ def sparsify(
     check_tol(tol, problem)
     check_callback(callback)
     limit = None if max_seconds is None else number("max_seconds", max_seconds, low=0.0)
-    started = time.monotonic()
     pipeline = Pipeline(
         problem,
         validation,
@@ -163,7 +161,7 @@ def sparsify(
         warnings.warn(pipeline.warning, GeneralizationWarning, stacklevel=2)
     if layer.convex is not None:
         warn_unless_optimal(layer.convex, tol, stacklevel=3)
-    elif limit is not None and time.monotonic() - started >= limit:
+    elif limit is not None and pipeline.ran_out:
         msg = f"max_seconds={limit:g} ended the search: the layer has the zeros asked for, at more error than needed"
         warnings.warn(msg, ConvergenceWarning, stacklevel=2)
     return layer

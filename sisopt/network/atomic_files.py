@@ -9,7 +9,19 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..errors import InvalidInputError
+
 TEMPORARY = ".sisopt-unfinished-"  # what the names of files begin with that are still being written
+
+
+def file_to_write(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a path names, links followed; refuse one that is a folder, or is in none."""
+    target = Path(path).resolve()
+    if target.is_dir() or not target.parent.is_dir():
+        found = "it is a folder" if target.is_dir() else f"there is no folder {str(target.parent)!r}"
+        msg = f"path must name a file in a folder that exists, got {str(path)!r}: {found}"
+        raise InvalidInputError(msg)
+    return target
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -9,14 +9,14 @@ from contextlib import closing
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GeneralizationWarning, InvalidInputError
+from ..errors import GeneralizationWarning
 from ..layer import sparsify
 from ..threads import ordered_map, resolve_threads
 from .allocation import Curve
 from .checkpoint import Checkpoint
 from .layers import LayerInfo, Network, Program
 from .progress import progress_bar
-from .solving import LayerGoal, Solving, check_finite, energies_of, split_goals
+from .solving import LayerGoal, Solving, check_finite, energies_of, in_layer, split_goals
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which errors are sampled
 FINE = np.linspace(0.02, 0.99, 98)  # those of a curve that is handed out
@@ -68,11 +68,8 @@ def _measure(
         for number, programs in visits:
             bar.set_postfix_str(f"{layers[number].name}: errors by sparsity")
             check_finite(layers[number].name, programs)
-            try:
+            with in_layer(layers[number].name):
                 errors[number] = np.array(_errors(programs, solving))
-            except InvalidInputError as error:
-                error.args = (f"layer {layers[number].name!r}: {error}",)
-                raise
             if store is not None:
                 store.save(
                     len(layers) + number, _key(layers[number]), {"errors": errors[number]}, {"levels": list(LEVELS)}

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError
-from .atomic_files import replace_files
+from .atomic_files import file_to_write, replace_files
 from .json_values import finite_or_none, json_text, json_value
 from .report_page import page
 from .report_plot import overview
@@ -257,16 +256,13 @@ class NetworkReport:
         Raises
         ------
         InvalidInputError
-            If the folder is not there.
+            If the path is a folder, or names a file in none.
         ModuleNotFoundError
             If the extra ``report`` is not installed.
         """
         text = page(self)
         if path is not None:
-            target = Path(path)
-            if not target.parent.is_dir():
-                msg = f"{target.parent} is no folder: make it first, or name another file than {target}"
-                raise InvalidInputError(msg)
+            target = file_to_write(path)
             replace_files(target.parent, {target.name: text.encode()})
         return text
 

@@ -24,7 +24,7 @@ from .layers import LayerInfo, Network, Program
 from .planning import Goals, Plan, allocation_of, check_request, goals_of, plain_goal, plan_network
 from .progress import progress_bar
 from .report import LayerReport, NetworkReport
-from .solving import UNATTAINABLE, LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite
+from .solving import UNATTAINABLE, LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite, in_layer
 from .thumbnails import thumbnail
 
 UNREACHED = "kept dense: no sample reaches it"
@@ -210,14 +210,8 @@ class _Run:
         if not programs or programs[0].inputs.shape[0] == 0:
             return _dense(info, UNREACHED)
         check_finite(info.name, programs)
-        try:
+        with in_layer(info.name):
             solved = self._solving.solve(programs, goal, kept)
-        except (InvalidInputError, InfeasibleBudgetError) as error:
-            error.args = (f"layer {info.name!r}: {error}",)
-            raise
-        except Exception as error:  # of another solver, say
-            error.add_note(f"This happened in layer {info.name!r}.")
-            raise
         report = _reported(info, solved, time.monotonic() - started)
         if self._store is not None:
             self._store.save(number, info.name, _to_arrays(solved.parts), report.to_record())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .solving import MANY
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
+Draw = Callable[[int, Places | None], Places]
 
 MAX_SAMPLES, MOST_SAMPLES = 10_000, 100_000_000  # of a layer: by default, and that can be asked for
 MAX_MEMORY = 4 << 30  # bytes, by default
@@ -89,13 +91,35 @@ def spilled(needs: int, most: int) -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def drawn(n_positions: int, real: Places | None, most: int, rng: np.random.Generator) -> Places:
-    """Return at most ``most`` positions of a call, in order; only ``real`` ones where these are given."""
-    count = n_positions if real is None else len(real)
-    if count <= most:
-        return np.arange(count) if real is None else real
-    chosen: Places = np.sort(rng.choice(count, most, replace=False, shuffle=False))
-    return chosen if real is None else real[chosen]
+class Draws:
+    """Positions drawn from the calls of layer ``number``: ``total`` from all batches, by the sizes of these.
+
+    What a call cannot give, for want of samples or because of padding, is made up for by those after it.
+    """
+
+    def __init__(self, total: int, sizes: Sequence[int], seed: int, number: int) -> None:
+        self._shares, self._seed, self._number = quotas(total, sizes), seed, number
+        self._open = 0  # samples that are still to come from the calls so far
+
+    def of_batch(self, batch: int, n_calls: int) -> Iterator[Draw]:
+        """Return, for each call of a batch, what draws from it: (n_positions, real ones or None) -> positions."""
+        if n_calls == 0:
+            self._open += self._shares[batch]
+        return self._of_calls(batch, quotas(self._shares[batch], [1] * n_calls))
+
+    def _of_calls(self, batch: int, shares: Sequence[int]) -> Iterator[Draw]:
+        for call, share in enumerate(shares):
+            self._open += share
+            yield partial(self._draw, [self._seed, self._number, batch, call])
+
+    def _draw(self, seed: list[int], n_positions: int, real: Places | None) -> Places:
+        """Return positions in order, as many as are open."""
+        places = np.arange(n_positions) if real is None else real
+        if len(places) > self._open:
+            rng = np.random.default_rng(seed)
+            places = places[np.sort(rng.choice(len(places), self._open, replace=False, shuffle=False))]
+        self._open -= len(places)
+        return places
 
 
 def listed(batches: Iterable[Any]) -> list[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,6 +225,19 @@ def _count_split(scores: Sequence[Floats], kept: int) -> list[int]:
     edges = np.cumsum([0, *(s.size for s in scores)])
     largest = np.argsort(-every, kind="stable")[:kept]
     return [int(n) for n in np.histogram(largest, edges)[0]] if kept else [0] * len(scores)
+
+
+@contextmanager
+def in_layer(name: str) -> Iterator[None]:
+    """Put a layer's name into what goes wrong with it."""
+    try:
+        yield
+    except (InvalidInputError, InfeasibleBudgetError) as error:
+        error.args = (f"layer {name!r}: {error}",)
+        raise
+    except Exception as error:  # of another solver, say
+        error.add_note(f"This happened in layer {name!r}.")
+        raise
 
 
 def check_finite(name: str, programs: list[Program]) -> None:

@@ -121,7 +121,7 @@ class Pipeline(Record):
             return settings, None
         until = self._clock + SHARE * (self._deadline - self._clock)
         pilot = make_pilot(self._busy, self.pattern, sparsity, self.seed, self._dtype, self.n_threads, until)
-        if pilot is None or time.monotonic() >= self._deadline:
+        if pilot is None or self.ran_out:
             return settings, None
         trial = pilot.choose(settings, fidelity=self.free)
         return trial.settings, trial
@@ -139,7 +139,7 @@ class Pipeline(Record):
         share = 1.0 - self.pattern.count((work.n_out, work.n_in), sparsity) / work.weight.size
         goal = Sparsity(share)
         convex = self._convex(work, goal)
-        if time.monotonic() >= self._deadline:
+        if self.ran_out:
             return convex, []
         reach = column_norms(work, self.n_threads)
         last = reweighted(work, convex, reach, lambda problem, warm: self._solve(problem, goal, warm))
@@ -231,7 +231,7 @@ class Pipeline(Record):
         most, least = int(np.count_nonzero(first.weight)), 0
         seen = [(most, first.radius)]
         for _ in range(SEARCH_STEPS):
-            if most - least <= max(1.0, NARROW * most) or time.monotonic() >= self._deadline:
+            if most - least <= max(1.0, NARROW * most) or self.ran_out:
                 break
             count = predicted_count(seen[-2:], AIM * allowed)
             if not least < count < most:

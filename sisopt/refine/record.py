@@ -57,6 +57,11 @@ class Record:
             return self.problem
         return self.problem.with_mask(self.problem.allowed() & ~idle[:, None])
 
+    @property
+    def ran_out(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._deadline
+
     def _measured(self, weight: Array, dtype: np.dtype[Any] = FLOAT64) -> Measured:
         return measure(self.problem, weight, self.n_threads, dtype)
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InvalidInputError, UnsupportedError
+from ...network.digest import digest
 from ...network.layers import LayerInfo, Program
-from ...network.samples import Rows, Sampling, drawn, quotas, spilled
+from ...network.samples import Draws, Rows, Sampling, spilled
 from ...threads import resolve_threads
-from .digest import digest, digest_of_graph
+from .digest import digest_of_graph
 from .graph import Array, Changes, Graph
 from .passes import Passes, Values
 from .planning import Layer, data_of
@@ -142,21 +143,16 @@ class OnnxNetwork:
         site = self._layers[number].site
         assert site.kind is not None
         names = [data_of(self._graph, site, c) for c in range(len(site.calls))]
-        shares, several = quotas(most, [_size(feed) for feed in self._feeds]), len(names) > 1
-        spare = 0  # what batches and calls before could not give, for want of samples or because of padding
+        draws = Draws(most, [_size(feed) for feed in self._feeds], self._sampling.seed, number)
         until = site.calls[-1]
-        streams: list[Iterator[Values]] = [each.reach(names, until, hold=not several) for each in passes]
+        streams: list[Iterator[Values]] = [each.reach(names, until, hold=len(names) == 1) for each in passes]
         for i, together in enumerate(zip(*streams, strict=True)):
             padding = padding_of(self._feeds[i])
-            own = quotas(shares[i], [1] * len(names))
-            for c, name in enumerate(names):
-                spare += own[c]
-                rng = np.random.default_rng([self._sampling.seed, number, i, c])
+            for name, draw in zip(names, draws.of_batch(i, len(names)), strict=True):
                 calls = [site.kind.call(values[name]) for values in together]
                 if calls[0].n_positions != calls[-1].n_positions:
                     continue  # other values come this way than in the dense network
-                at = drawn(calls[-1].n_positions, calls[-1].real(padding), spare, rng)
-                spare -= len(at)
+                at = draw(calls[-1].n_positions, calls[-1].real(padding))
                 if len(at):
                     yield at, calls
 

@@ -14,7 +14,7 @@ from torch import nn
 from ...activations import Activation
 from ...network.layers import LayerInfo
 from ...network.layers import Program as Solvable
-from ...network.samples import Rows, Sampling, quotas, spilled
+from ...network.samples import Draws, Rows, Sampling, spilled
 from .digest import digest
 from .folding import Fold, fold_of, put_offset
 from .forwards import ForwardOfBatch, Passes, Stop
@@ -158,26 +158,21 @@ class TorchNetwork:
     ) -> None:
         """Draw samples from all calls of a layer: inputs of the last passes, pre-activations of the dense network's."""
         site = self._layers[number].site
-        every, shares = site.n_calls > 1, quotas(most, [batch_size(batch) for batch in self._batches])
-        spare = 0  # what batches and calls before could not give, for want of samples or because of padding
+        draws = Draws(most, [batch_size(batch) for batch in self._batches], self._sampling.seed, number)
         for i, batch in enumerate(self._batches):
             padding = padding_of(batch)
-            stops = [each.reach(site.name, i, every=every) for each in passes]
-            own = quotas(shares[i], [1] * len(stops[0]))
-            spare += shares[i] - sum(own)
-            for c, together in enumerate(zip(*stops, strict=False)):
-                spare += own[c]
-                rng = np.random.default_rng([self._sampling.seed, number, i, c])
+            stops = [each.reach(site.name, i, every=site.n_calls > 1) for each in passes]
+            calls_together = zip(*stops, strict=False)  # first: they may be fewer than those of the dense network
+            for together, draw in zip(calls_together, draws.of_batch(i, len(stops[0])), strict=False):
                 calls = [site.kind.call(stop.module, stop.args, stop.kwargs) for stop in together]
                 if calls[0].n_positions != calls[-1].n_positions:
                     continue  # other tokens come this way than in the dense network, as where experts are chosen
                 added = [_added(stop, calls[0].n_positions) for stop in together] if shifts else []
                 if any(each is None for each in added):
                     continue  # a batch that goes another way than the one that was traced
-                at = drawn(calls[-1], padding, spare, rng)
+                at = drawn(calls[-1], padding, draw)
                 if not len(at):
                     continue
-                spare -= len(at)
                 here = [as_array(each[at.to(each.device)]) for each in added if each is not None]
                 edges = np.cumsum([0, *(len(program.weight) for program in programs)])
                 for p, program in enumerate(programs):

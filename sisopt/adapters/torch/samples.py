@@ -9,18 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...network.samples import drawn as places_drawn
+from ...network.samples import Draw
 from .kinds.base import Call, Program
 
 Floats = npt.NDArray[np.float32]
 
 
-def drawn(call: Call, padding: torch.Tensor | None, most: int, rng: np.random.Generator) -> torch.Tensor:
-    """Return at most ``most`` positions of a call, in order; those of padding never."""
+def drawn(call: Call, padding: torch.Tensor | None, draw: Draw) -> torch.Tensor:
+    """Return positions of a call, in order; those of padding never."""
     kept = None if padding is None else call.kept(padding)
-    real = None if kept is None else torch.nonzero(kept.cpu().reshape(-1)).reshape(-1)
-    places = None if real is None else real.numpy()
-    return torch.from_numpy(places_drawn(call.n_positions, places, most, rng))
+    real = None if kept is None else torch.nonzero(kept.cpu().reshape(-1)).reshape(-1).numpy()
+    return torch.from_numpy(draw(call.n_positions, real))
 
 
 def as_array(tensor: torch.Tensor) -> Floats:

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidInputError, UnsupportedError
-from ...network.atomic_files import replace_files
+from ...network.atomic_files import file_to_write, replace_files
 from .bitmasks import pack, require, unpack
 
 FORMAT, VERSION = "sisopt sparse tensors", 1
@@ -84,11 +84,7 @@ def save_sparse(path: str | PathLike[str], model: nn.Module | Mapping[str, torch
     >>> same, 7 * size < weight.nbytes
     (True, True)
     """
-    target = Path(path).resolve()
-    if not target.parent.is_dir() or target.is_dir():
-        found = "it is a folder" if target.is_dir() else f"there is no folder {str(target.parent)!r}"
-        msg = f"path must name a file in a folder that exists, got {str(path)!r}: {found}"
-        raise InvalidInputError(msg)
+    target = file_to_write(path)
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(tensors, Mapping):
         msg = f"model must be a torch.nn.Module or a state dict, got {type(model).__name__}"
