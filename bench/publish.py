@@ -15,6 +15,7 @@ PICTURES = {
     "models.md": None,
     "onnx.md": None,
     "deploy.md": None,
+    "fine-tune.md": None,
 }  # by page
 
 

@@ -149,6 +149,29 @@ def torch_scores(network: Network, tensors: Sequence[Any], pixels: Any) -> Any:
     return values
 
 
+def as_module(network: Network) -> Any:
+    """Return the network as a torch.nn.Sequential that takes rows of pixels."""
+    import torch
+    from torch import nn
+
+    functions = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "identity": nn.Identity}
+    modules: list[nn.Module] = [nn.Unflatten(1, network.shape)]
+    for layer in network.layers:
+        n_out, n_in = layer.weight.shape
+        if layer.kernel:
+            channels = n_in // layer.kernel**2
+            modules.append(nn.Conv2d(channels, n_out, layer.kernel, layer.stride, layer.padding))
+        else:
+            modules += [nn.Flatten(), nn.Linear(n_in, n_out)]
+        with torch.no_grad():
+            modules[-1].weight.copy_(torch.from_numpy(layer.weight).view_as(modules[-1].weight))
+            modules[-1].bias.copy_(torch.from_numpy(layer.bias))
+        modules.append(functions[layer.activation]())
+        if layer.pooling > 1:
+            modules.append(nn.MaxPool2d(layer.pooling))
+    return nn.Sequential(*modules).eval()
+
+
 def parameters(network: Network) -> list[Array]:
     """Return weight and bias of every layer in turn."""
     return [array for layer in network.layers for array in (layer.weight, layer.bias)]

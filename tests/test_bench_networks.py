@@ -347,6 +347,9 @@ def test_numpy_agrees_with_torch(kind, activation):
     tensors = [torch.tensor(array) for array in training.parameters(network)]
     theirs = training.torch_scores(network, tensors, torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(scores(network, images), theirs, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        module = training.as_module(network)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(module, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_training_learns_and_repeats_itself():

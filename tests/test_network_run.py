@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import time
 from functools import partial
 
@@ -263,6 +264,12 @@ def test_the_log_tells_of_every_layer(caplog):
         run(Chain(), sparsity=0.5)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["fc0", "fc1", "fc2"]
     assert "zeros, output error" in caplog.records[0].getMessage()
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "sisopt.network"):
+        run(Chain(), sparsity=0.5, allocation="error")
+    curve = caplog.records[0]
+    assert curve.levelno == logging.DEBUG
+    assert re.match(r"fc0: errors by sparsity (0\.\d{4}, ){6}0\.\d{4}, ", curve.getMessage())
 
 
 # ---- checkpoints

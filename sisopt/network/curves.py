@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 import warnings
 from contextlib import closing
 
@@ -24,6 +26,8 @@ TINY = 1e-12  # an error that counts as none
 BLOCKS, HELD_OUT = 20, 5  # of samples in their order; one block in so many is held out
 PROGRAMS, ROWS, SAMPLES = 16, 64, 1 << 12  # of a curve, at most; rows are neurons of all its programs
 LEAST_SAMPLES, ENTRIES = 1 << 10, 1 << 24  # samples of very wide layers are as many as so many entries of inputs are
+
+log = logging.getLogger("sisopt.network")
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -66,14 +70,17 @@ def _measure(
     layers = network.layers
     with progress_bar(len(numbers), progress) as bar, closing(network.visit(numbers, dense=True)) as visits:
         for number, programs in visits:
-            bar.set_postfix_str(f"{layers[number].name}: errors by sparsity")
-            check_finite(layers[number].name, programs)
-            with in_layer(layers[number].name):
+            name, started = layers[number].name, time.monotonic()
+            bar.set_postfix_str(f"{name}: errors by sparsity")
+            check_finite(name, programs)
+            with in_layer(name):
                 errors[number] = np.array(_errors(programs, solving))
             if store is not None:
                 store.save(
                     len(layers) + number, _key(layers[number]), {"errors": errors[number]}, {"levels": list(LEVELS)}
                 )
+            found = ", ".join(f"{error:.4f}" for error in errors[number])
+            log.debug("%s: errors by sparsity %s, %.1f s", name, found or "unknown", time.monotonic() - started)
             del programs  # one layer's data at a time
             bar.update()
 
