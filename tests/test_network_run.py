@@ -280,12 +280,11 @@ def interrupted_after(n_layers):
 
     def solver(*args):
         solver.calls += 1
-        if solver.calls > n_layers:
+        if solver.calls > solver.most:
             raise KeyboardInterrupt
         return quick(*args)
 
-    solver.calls = 0
-    solver.__qualname__ = "solver"
+    solver.calls, solver.most = 0, n_layers  # no part of what it is, unlike what it has caught
     return solver
 
 

@@ -1,45 +1,121 @@
-"""What tells weights and calibration data apart: a hash of everything in them that has a value of its own."""
+"""What tells weights, data and functions apart: a hash of everything in them that has a value of its own.
+
+It is the same in every process, whatever the addresses and the order of sets are. A function is its code and what it
+has caught or is bound to, not the global names that it looks up.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 
 Plain = Callable[[Any], Any]  # a framework's tensors as what is known here; anything else as it is
 
+DEEP = 100  # objects within objects that are gone into, in data
+
 
 def digest(value: Any, plain: Plain = lambda value: value) -> str:
     """Return the hash of arrays, numbers and text, nested in any way, as attributes of objects too."""
-    found = hashlib.sha256()
-    _add(found, value, plain, ())
-    return found.hexdigest()
+    return _Digest(plain, DEEP).of(value)
 
 
-def _add(found: Any, value: Any, plain: Plain, above: tuple[int, ...]) -> None:
-    """Add a value; ``above`` are the ids of the objects that it is an attribute of."""
-    value = plain(value)
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        found.update(f"{value.dtype} {value.shape}\n".encode())
-        found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-    elif isinstance(value, np.ndarray):
-        _add(found, (value.shape, value.tolist()), plain, above)
-    elif isinstance(value, bytes):
-        found.update(f"bytes {len(value)}\n".encode())
-        found.update(value)
-    elif isinstance(value, Mapping):
-        found.update(f"mapping {len(value)}\n".encode())
-        for key in value:
-            _add(found, (key, value[key]), plain, above)
-    elif isinstance(value, list | tuple):
-        found.update(f"list {len(value)}\n".encode())
-        for each in value:
-            _add(found, each, plain, above)
-    elif value is None or isinstance(value, bool | int | float | complex | str | np.generic):
-        found.update(f"{value!r}\n".encode())
-    else:
-        found.update(f"{type(value).__qualname__}\n".encode())
-        if id(value) not in above:
-            _add(found, getattr(value, "__dict__", None), plain, (*above, id(value)))
+def digest_of_call(function: Any, plain: Plain = lambda value: value) -> str:
+    """Return the hash of a function, or of an object that is called like one.
+
+    Of the objects that it has caught the attributes count, of what these hold no more than the types: caches and
+    counters are kept there.
+    """
+    return _Digest(plain, 1).of(function)
+
+
+class _Digest:
+    """A hash in the making; ``depth`` objects within objects are gone into."""
+
+    def __init__(self, plain: Plain, depth: int) -> None:
+        self._plain, self._depth = plain, depth
+        self._found = hashlib.sha256()
+
+    def of(self, value: Any) -> str:
+        self._add(value, (), 0)
+        return self._found.hexdigest()
+
+    def _add(self, value: Any, above: tuple[int, ...], depth: int) -> None:
+        """Add a value; ``above`` are the ids of what it is a part of, ``depth`` of these are objects."""
+        value = self._plain(value)
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self._note(f"{value.dtype} {value.shape}")
+            self._found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        elif isinstance(value, bytes):
+            self._note(f"bytes {len(value)}")
+            self._found.update(value)
+        elif value is None or isinstance(value, bool | int | float | complex | str | np.generic):
+            self._note(repr(value))
+        elif id(value) in above:
+            self._note("above")
+        elif isinstance(value, np.ndarray | Mapping | list | tuple | set | frozenset):
+            parts = _entries(value)
+            self._note(f"{'mapping' if isinstance(value, Mapping) else 'list'} {len(parts)}")
+            if isinstance(value, set | frozenset):
+                parts = sorted(_Digest(self._plain, self._depth).of(each) for each in parts)
+            for each in parts:
+                self._add(each, (*above, id(value)), depth)
+        else:
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            function = _parts_of_function(value)
+            self._note(kind)
+            if function is not None:
+                self._add(function, (*above, id(value)), depth)
+            elif depth < self._depth:
+                self._add(_parts(value), (*above, id(value)), depth + 1)
+
+    def _note(self, text: str) -> None:
+        self._found.update(f"{text}\n".encode())
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return what a container holds; keys of a mapping come with their values."""
+    if isinstance(value, np.ndarray):
+        return [value.shape, value.tolist()]
+    return [(key, value[key]) for key in value] if isinstance(value, Mapping) else list(value)
+
+
+def _parts_of_function(value: Any) -> tuple[Any, ...] | None:
+    """Return what a function is made of, None for what is no function, class, module or code."""
+    if isinstance(value, type | ModuleType | BuiltinFunctionType):
+        return getattr(value, "__module__", None), getattr(value, "__qualname__", value.__name__)
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, value.co_consts
+    if isinstance(value, FunctionType):
+        caught = [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
+        return value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, caught
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    return (value.func, value.args, value.keywords) if isinstance(value, partial) else None
+
+
+def _parts(value: Any) -> Any:
+    """Return what an object holds: as an array, in attributes, or by what it says of itself."""
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        return np.asarray(value)
+    names = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
+    held = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in names}}
+    said = repr(value)
+    return held if held or " at 0x" in said else said
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    found = cls.__dict__.get("__slots__", ())
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _is_full(cell: Any) -> bool:
+    """Return whether a variable that a function has caught has a value yet."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False

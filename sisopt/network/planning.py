@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,20 @@ def check_request(goal: LayerGoal, allocation: str, mode: str, effort: str) -> N
     if allocation != "uniform" and (goal.sparsity is None or not get_pattern(goal.pattern).needs_sparsity):
         what = "give sparsity=" if goal.pattern is None else f"pattern={str(goal.pattern)!r} leaves none to distribute"
         msg = f"allocation={allocation!r} distributes a sparsity: {what}"
+        raise InvalidInputError(msg)
+
+
+def check_types(goals: Any, layer_solver: Any, checkpoint: Any) -> None:
+    """Refuse arguments that are of no type that could be meant."""
+    if goals is not None and not (isinstance(goals, Mapping) and all(isinstance(glob, str) for glob in goals)):
+        found = f"keys {list(goals)!r}" if isinstance(goals, Mapping) else f"{goals!r}"
+        msg = f"goals must be a mapping of globs of layers' names to goals, such as {{'fc*': 0.9}}, got {found}"
+        raise InvalidInputError(msg)
+    if layer_solver is not None and not callable(layer_solver):
+        msg = f"layer_solver must be a function (inputs, weight, bias, goal) -> (weight, bias), got {layer_solver!r}"
+        raise InvalidInputError(msg)
+    if checkpoint is not None and not isinstance(checkpoint, str | PathLike):
+        msg = f"checkpoint must be the path of a folder, got {checkpoint!r}"
         raise InvalidInputError(msg)
 
 

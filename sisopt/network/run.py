@@ -20,8 +20,9 @@ from ..validation import natural_number, number
 from .allocation import Curve
 from .checkpoint import Checkpoint
 from .curves import LEVELS
+from .digest import digest_of_call
 from .layers import LayerInfo, Network, Program
-from .planning import Goals, Plan, allocation_of, check_request, goals_of, plain_goal, plan_network
+from .planning import Goals, Plan, allocation_of, check_request, check_types, goals_of, plain_goal, plan_network
 from .progress import progress_bar
 from .report import LayerReport, NetworkReport
 from .solving import UNATTAINABLE, LayerGoal, LayerSolver, Matrix, Solved, Solving, check_finite, in_layer
@@ -125,6 +126,9 @@ def sparsify_network(
     overall = LayerGoal(sparsity, pattern, relative_error)
     allocation = allocation_of(allocation, overall, layer_solver is None)
     check_request(overall, allocation, mode, effort)
+    check_types(goals, layer_solver, checkpoint)
+    sparsity, relative_error = (None if each is None else float(each) for each in (sparsity, relative_error))
+    overall = replace(overall, sparsity=sparsity, relative_error=relative_error)
     resolve_threads(n_threads)  # refused before anything is done
     solving = Solving(
         effort, natural_number("seed", seed), number("tol", tol, above=0.0), n_threads, strict, layer_solver
@@ -138,7 +142,9 @@ def sparsify_network(
     }  # fmt: skip
     store = None
     if checkpoint is not None:
-        store = Checkpoint(checkpoint, {**options, **network.fingerprint()})
+        solver = {} if layer_solver is None else {"code and state of layer_solver": digest_of_call(layer_solver)}
+        order = {"order of goals": list(goals or {})}  # the first glob that matches counts
+        store = Checkpoint(checkpoint, {**options, **solver, **order, **network.fingerprint()})
     plan = plan_network(network, wanted, overall, allocation, solving, store, progress)
     layers = _Run(network, plan, solving, mode, store, progress).run()
     for n, curve in plan.curves.items():
@@ -161,22 +167,17 @@ class _Run:
         layers = self._network.layers
         reports: dict[int, LayerReport] = {}
         open_numbers = []
+        finished = self._finished()  # what is damaged is found before anything is put
         try:
             for number, info in enumerate(layers):
                 goal, kept = self._plan.goals[number], self._plan.kept[number]
                 if goal is None or (kept is not None and kept >= info.n_weights - info.n_zeros):
                     reports[number] = _dense(info, "kept dense: allocated no zeros" if goal else "")
-                    continue
-                found = None if self._store is None else self._store.load(number, info.name)
-                if found is None:
+                elif number in finished:
+                    self._put(number, self._restored(number))
+                    reports[number] = finished[number]
+                else:
                     open_numbers.append(number)
-                    continue
-                report = LayerReport.from_record(found[1])
-                if self._solving.strict and UNATTAINABLE in report.status:
-                    msg = f"layer {info.name!r} cannot keep its budget: {report.note}"
-                    raise InfeasibleBudgetError(msg, report.relative_error or 0.0)
-                self._put(number, _from_arrays(found[0]))
-                reports[number] = report
             visits = self._network.visit(open_numbers, dense=self._parallel)
             with progress_bar(len(open_numbers), self._progress) as bar, closing(visits):
                 for number, programs in visits:
@@ -187,13 +188,32 @@ class _Run:
                     del programs  # one layer's data at a time
             for number in open_numbers:  # those that the network has nothing to say of
                 reports.setdefault(number, _dense(layers[number], UNREACHED))
-        except InvalidInputError:
+        except (InvalidInputError, InfeasibleBudgetError):
             self._waiting.clear()
             raise
         finally:
             for number, parts in self._waiting:
                 self._network.put(number, parts)
         return [reports[number] for number in sorted(reports)]
+
+    def _finished(self) -> dict[int, LayerReport]:
+        """Return the reports of the layers in the checkpoint, all of which can be read."""
+        found: dict[int, LayerReport] = {}
+        for n, info in enumerate(self._network.layers):
+            held = None if self._store is None else self._store.load(n, info.name)
+            if held is not None:
+                found[n] = LayerReport.from_record(held[1])
+                if self._solving.strict and UNATTAINABLE in found[n].status:
+                    msg = f"layer {info.name!r} cannot keep its budget: {found[n].note}"
+                    raise InfeasibleBudgetError(msg, found[n].relative_error or 0.0)
+        return found
+
+    def _restored(self, number: int) -> list[Matrix]:
+        """Return a layer's matrices from the checkpoint."""
+        assert self._store is not None
+        held = self._store.load(number, self._network.layers[number].name)
+        assert held is not None
+        return _from_arrays(held[0])
 
     def _put(self, number: int, parts: list[Matrix]) -> None:
         """Make a layer sparse: at once, or in parallel mode, where it would change what others see, in the end."""
@@ -220,10 +240,9 @@ class _Run:
 
 
 def _name(solver: Any) -> str:
-    """Return what tells a function from others in every process: an address would not."""
+    """Return the name of a function, or of the class of what is called like one."""
     if isinstance(solver, partial):
-        named = [f"{key}={value!r}" for key, value in solver.keywords.items()]
-        return f"{_name(solver.func)}({', '.join([*map(repr, solver.args), *named])})"
+        return _name(solver.func)
     where = solver if hasattr(solver, "__qualname__") else type(solver)
     return f"{where.__module__}.{where.__qualname__}"
 

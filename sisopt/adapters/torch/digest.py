@@ -5,13 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...network.digest import digest as digest_of_arrays
+from ...network.digest import digest_of_call as digest_of_plain_call
 
 
 def digest(value: Any) -> str:
     """Return the hash of tensors, arrays, numbers and text, nested in any way, as attributes of objects too."""
     return digest_of_arrays(value, _plain)
+
+
+def digest_of_call(function: Any) -> str:
+    """Return the hash of a function, and of what it has caught."""
+    return digest_of_plain_call(function, _plain)
+
+
+def digest_of_modules(model: nn.Module) -> str:
+    """Return the hash of what a model's modules are, and of their settings."""
+    return digest(
+        [
+            (name, type(module).__module__, type(module).__qualname__, module.extra_repr(), _settings(module))
+            for name, module in model.named_modules()
+        ]
+    )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that are numbers or text, or lists of these."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return all(is_plain(each) for each in value)
+        return value is None or isinstance(value, bool | int | float | str)
+
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
+    return {name: value for name, value in sorted(public.items()) if is_plain(value)}
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,11 @@ that, each runs in a greenlet of its own. A pass that is *replayed* keeps nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +73,26 @@ def tensors_in(nested: object) -> Iterator[torch.Tensor]:
         yield from tensors_in(tuple(vars(nested).values()))
 
 
+def copied(value: Any) -> Any:
+    """Return a batch, or arguments, in containers of their own with copies of the tensors: models write to both."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
+    if type(value) in (tuple, list):
+        return type(value)(map(copied, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        other: Any = copy.copy(value)
+        for each in fields(value):
+            object.__setattr__(other, each.name, copied(getattr(value, each.name)))
+        return other
+    if isinstance(value, MutableMapping):
+        mapping = copy.copy(value)
+        mapping.update({key: copied(each) for key, each in value.items()})
+        return mapping
+    return value
+
+
 @dataclass(frozen=True)
 class Stop:
     """A module about to run, and what it is given; ``shift`` will be added to what it returns."""
@@ -131,7 +153,7 @@ def _replayed(module: nn.Module, forward: Forward, every: bool) -> list[Stop]:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if every:
-            found.append(Stop(module, _copied(args), _copied(kwargs)))  # the model may change them in place later
+            found.append(Stop(module, copied(args), copied(kwargs)))  # the model may change them in place later
         elif not found:
             found.append(Stop(module, args, kwargs))
             raise _Reached
@@ -159,13 +181,14 @@ class _Held:
             forward()
 
         self.greenlet = greenlet(run)
-        self._contexts = _contexts()
+        self._contexts: tuple[object, ...] = ()
 
     def reach(self, module: nn.Module) -> Stop | None:
         """Go on to the next call of a module; None where the pass ends without one, or cannot be held there."""
         if self.greenlet.dead:
             return None
         handle = module.register_forward_pre_hook(self._hook, with_kwargs=True)
+        self._contexts = _contexts()
         try:
             with torch.no_grad():
                 stop = self.greenlet.switch()
@@ -188,15 +211,12 @@ class _Held:
 
 
 def _contexts() -> tuple[object, ...]:
-    """Return what contexts of torch set, the mode of gradients aside."""
-    autocast = tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-    return torch.is_inference_mode_enabled(), autocast, torch.get_default_device()
-
-
-def _copied(value: Any) -> Any:
-    """Return arguments with copies of their tensors."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if type(value) in (tuple, list):
-        return type(value)(map(_copied, value))
-    return {key: _copied(each) for key, each in value.items()} if isinstance(value, dict) else value
+    """Return what contexts set, the mode of gradients aside."""
+    cuda: Any = torch.backends.cuda
+    return (
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        *(torch.get_default_device(), torch.get_default_dtype()),
+        *(cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
+        id(warnings.filters),  # catch_warnings puts another list there
+    )

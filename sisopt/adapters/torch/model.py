@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from ...activations import Activation
-from ...errors import InvalidInputError
+from ...errors import InfeasibleBudgetError, InvalidInputError
 from ...network import LayerSolver, NetworkReport, sparsify_network
 from ...network.samples import MAX_MEMORY, MAX_SAMPLES, Sampling, listed
 from ...patterns import Pattern
-from .forwards import call_model, eval_mode
+from .forwards import call_model, copied, eval_mode
 from .network import TorchNetwork
 from .planning import Selector, choice, plan_layers
 from .samples import batch_size
@@ -104,6 +104,8 @@ def sparsify_model(
         If the model holds quantized or parametrized layers, which are named.
     CheckpointError
         If the checkpoint is damaged, belongs to another call, or cannot be written.
+    InfeasibleBudgetError
+        If ``strict`` and a layer cannot keep its budget; the model is as it was.
 
     Warns
     -----
@@ -137,7 +139,7 @@ def sparsify_model(
     twin = copy.deepcopy(model) if copies else model
     dense, sparse = (twin, model) if inplace else (model, twin)
     with _evaluating(model, twin):
-        sites = trace(dense, lambda: run(dense, data[0]), wanted.takes)
+        sites = trace(dense, lambda: run(dense, copied(data[0])), wanted.takes)
         layers = plan_layers(model, sites, wanted, batch_size(data[0]))  # in a copy, what shares memory does no more
         network = TorchNetwork(sparse, dense, data, run, layers, sampling)
         try:
@@ -146,7 +148,7 @@ def sparsify_model(
                 allocation=allocation, mode=mode, layer_solver=layer_solver, effort=effort, seed=seed,
                 checkpoint=checkpoint, progress=progress, strict=strict, n_threads=n_threads,
             )  # fmt: skip
-        except InvalidInputError:
+        except (InvalidInputError, InfeasibleBudgetError):
             if dense is not sparse:
                 sparse.load_state_dict(dense.state_dict())
             raise

@@ -15,9 +15,9 @@ from ...activations import Activation
 from ...network.layers import LayerInfo
 from ...network.layers import Program as Solvable
 from ...network.samples import Draws, Rows, Sampling, spilled
-from .digest import digest
+from .digest import digest, digest_of_call, digest_of_modules
 from .folding import Fold, fold_of, put_offset
-from .forwards import ForwardOfBatch, Passes, Stop
+from .forwards import ForwardOfBatch, Passes, Stop, copied
 from .kinds.base import Floats, Program
 from .residuals import rows_of
 from .samples import as_array, batch_size, bytes_of, drawn, padding_of
@@ -70,7 +70,9 @@ class TorchNetwork:
             for each in self._layers
         ]
         return {
-            "weights": digest(self._dense.state_dict()),
+            "modules": digest_of_modules(self._dense),
+            "weights": digest([self._dense.state_dict(), dict(self._dense.named_buffers())]),  # some are in no state
+            "forward": digest_of_call(self._forward),
             "batches": digest(self._batches),
             "layers": digest(plan),
             "max_samples": str(self._sampling.max_samples),
@@ -131,7 +133,7 @@ class TorchNetwork:
         return Passes(modules, forwards, holds, shifts)
 
     def _bound(self, model: nn.Module, batch: Any) -> Callable[[], object]:
-        return lambda: self._forward(model, batch)
+        return lambda: self._forward(model, copied(batch))
 
     def _fold(self, layer: Layer) -> Fold | None:
         """Return the batch normalisation that counts as part of the layer."""

@@ -38,11 +38,18 @@ def choice(
     activations: Mapping[str, str | Activation] | None,
 ) -> Choice:
     """Return a choice of validated selectors."""
-    if not isinstance(activations, Mapping | None):
-        msg = f"activations must be a mapping of globs of names to activations, got {type(activations).__name__}"
+    if activations is None:
+        activations = {}
+    if not (isinstance(activations, Mapping) and all(isinstance(glob, str) for glob in activations)):
+        msg = f"activations must be a mapping of globs of layers' names to activations, got {activations!r}"
         raise InvalidInputError(msg)
-    named = {glob: get_activation(value) for glob, value in (activations or {}).items()}
-    for glob, value in named.items():
+    named = {}
+    for glob, given in activations.items():
+        try:
+            named[glob] = value = get_activation(given)
+        except InvalidInputError as error:
+            error.args = (f"activations[{glob!r}]: {error}",)
+            raise
         if isinstance(value, MaxPool):
             msg = (
                 f"activations[{glob!r}]: windows of a max-pool count samples, and positions are drawn here: give the "
