@@ -156,7 +156,7 @@ def test_excluded_and_unreached_layers_are_not_touched():
     assert [layer.status for layer in report.layers][:2] == [
         "kept dense: not wanted", "kept dense: no sample reaches it",
     ]  # fmt: skip
-    assert [layer.included for layer in report.layers] == [False, True, True]
+    assert [layer.included for layer in report.layers] == [False, False, True]
     assert chain.events[0] == ("visit", (1, 2), False)
 
 
@@ -224,6 +224,15 @@ def test_goals_of_layers():
     assert [layer.status for layer in report.layers] == ["done", "done", "kept dense"]
 
 
+def test_a_network_that_no_sample_reaches_is_an_error():
+    chain = Chain()
+    chain.excluded[0], chain.unreached = "not wanted", {1, 2}
+    for allocation in ("uniform", "error"):
+        with pytest.raises(InvalidInputError, match="nothing can be made sparse: the batches give no layer"):
+            run(chain, sparsity=0.5, allocation=allocation)
+    assert chain.now == chain.dense
+
+
 def test_numbers_that_are_not_finite_name_their_layer():
     chain = Chain()
     chain.x[3, 2] = np.inf
@@ -250,12 +259,16 @@ def test_an_infeasible_budget_names_its_layer():
         ({"goals": {"fc0": {"pattern": "2:4", "relative_error": 0.1}}}, "goes with a sparsity"),
         ({"goals": {"fc0": "2:x"}}, "pattern must be"),
         ({"goals": {"fc0": [1]}}, "must be a sparsity, a pattern, None"),
+        ({"goals": {0: 0.5}}, r"goals must be a mapping of globs of layers' names to goals, .* got keys \[0\]"),
+        ({"goals": "2:4"}, "goals must be a mapping"),
+        ({"layer_solver": "magnitude"}, "layer_solver must be a function"),
+        ({"checkpoint": 3}, "checkpoint must be the path of a folder, got 3"),
     ],
 )
 @needs_checkpoints
 def test_refusals_come_before_a_checkpoint_is_made(options, match, tmp_path):
     with pytest.raises(InvalidInputError, match=match):
-        sparsify_network(Chain(), sparsity=0.5, checkpoint=tmp_path / "run", **options)
+        sparsify_network(Chain(), **{"sparsity": 0.5, "checkpoint": tmp_path / "run", **options})
     assert not (tmp_path / "run").exists()
 
 
@@ -324,6 +337,7 @@ def without_time(layer):
         (Chain(), {"seed": 1}, "seed: 0 there, 1 here"),
         (Chain(), {"mode": "parallel"}, "mode"),
         (Chain(), {"goals": {"fc1": None}}, "goals"),
+        (Chain(), {"layer_solver": partial(quick)}, "code and state of layer_solver"),
         (Chain(), {"layer_solver": None}, "layer_solver"),
     ],
 )
@@ -401,14 +415,32 @@ def scaled(inputs, weight, bias, goal, scale=1.0):
     return scale * sparse, bias
 
 
+class Scaled:
+    def __init__(self, scale):
+        self.scale, self.cache = scale, object()
+
+    def solve(self, *args):
+        return scaled(*args, scale=self.scale)
+
+    __call__ = solve
+
+
+def scaling(scale):
+    return lambda *args: scaled(*args, scale=scale)
+
+
 @needs_checkpoints
 @pytest.mark.parametrize(
     "options",
     [
         [{"pattern": Groups(np.arange(54).reshape(9, 6) // k), "sparsity": 0.5} for k in (2, 3)],
         [{"layer_solver": partial(scaled, scale=s), "sparsity": 0.5} for s in (1.0, 2.0)],
+        [{"layer_solver": Scaled(s), "sparsity": 0.5} for s in (1.0, 2.0)],
+        [{"layer_solver": Scaled(s).solve, "sparsity": 0.5} for s in (1.0, 2.0)],
+        [{"layer_solver": scaling(s), "sparsity": 0.5} for s in (1.0, 2.0)],
+        [{"goals": dict(goals)} for goals in itertools.permutations([("fc0", 0.5), ("*", 0.25)])],
     ],
-    ids=["groups", "partial"],
+    ids=["groups", "partial", "object", "method", "closure", "order"],
 )
 def test_checkpoints_tell_groups_and_arguments_of_solvers_apart(tmp_path, options):
     chain = Chain()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -140,21 +143,37 @@ def test_what_a_model_changes_in_place_after_a_call_does_not_reach_earlier_stops
         assert torch.equal(second.args[0], torch.relu(x + model.layers[0](x)))
 
 
+@contextmanager
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 CONTEXTS = [
     torch.no_grad,
     torch.enable_grad,
     torch.inference_mode,
     lambda: torch.autocast("cpu", torch.bfloat16),
     lambda: torch.device("cpu"),
+    lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    warnings.catch_warnings,
+    double_by_default,
 ]
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_contexts_that_a_model_enters_end_with_it(context):
     batches, found = randn_batches(), []
+    filters = warnings.filters
     for holds in (True, False):
         torch.manual_seed(1)
         found.append(inputs_of_all(Contexts(context), batches, holds=holds, change=halve))
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.get_default_dtype() == torch.float32
+        assert warnings.filters is filters
     assert_same(*found)
 
 

@@ -139,10 +139,15 @@ def test_padding_of_tokens():
     assert torch.equal(tokens.reshape(-1, 4)[real], tokens[padding])
     assert kind.call(linear, (randn(7, 4),), {}).kept(padding) is None
     assert kind.call(linear, (randn(2, 5, 4),), {}).kept(padding) is None
-    assert kind.call(linear, (randn(2, 3, 7, 4),), {}).kept(padding) is None  # 3 heads, not 3 tokens
+    assert kind.call(linear, (randn(2, 7, 3, 4),), {}).kept(padding) is None
+    heads = randn(2, 3, 7, 4)  # of every token
+    real = kind.call(linear, (heads,), {}).kept(padding)
+    assert torch.equal(heads.reshape(-1, 4)[real], heads[padding].reshape(-1, 4))
     assert kind.call(nn.Linear(3, 2), (randn(2, 3),), {}).kept(padding) is None
-    image = nn.Conv1d(2, 2, 1)
-    assert kind_of(image).call(image, (randn(2, 2, 3),), {}).kept(padding) is None
+    line, image = nn.Conv1d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+    assert torch.equal(kind_of(line).call(line, (randn(2, 2, 3),), {}).kept(padding), padding.reshape(-1))
+    assert kind_of(line).call(line, (randn(2, 2, 4),), {}).kept(padding) is None
+    assert kind_of(image).call(image, (randn(2, 2, 2, 3),), {}).kept(padding) is None
 
 
 # Convolutions
@@ -333,6 +338,26 @@ def test_attention(batch_first, bias, separate):
     assert call.kept(padded[:, :3]) is None
     activations = [program.activation for program in kind_of(module).programs(module)]
     assert activations == ["identity", "identity", "identity", None]
+
+
+@pytest.mark.parametrize("lengths", [(2, 5), (5, 2)])
+@pytest.mark.parametrize("padded", ["queries", "keys"])
+def test_padding_of_queries_or_keys_alone(lengths, padded):
+    module = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    query, memory = (randn(3, n, 8) for n in lengths)
+    tokens = query if padded == "queries" else memory
+    padding = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    padding[0, 1:], padding[1] = False, False
+    call = kind_of(module).call(module, (query, memory, memory), {})
+    at = torch.nonzero(call.kept(padding)).reshape(-1)
+    assert len(at) == 2 * max(lengths)  # of the two sequences that are not empty
+    numbers = [0, 3] if padded == "queries" else [1, 2]
+    for number in range(3):
+        given = query if number == 0 else memory
+        real = given[padding] if number in numbers else given[[0, 2]].flatten(0, 1)
+        same = (call.inputs(number, at)[:, None] == real).all(dim=2)
+        assert torch.equal(same.sum(dim=1), torch.ones(len(at)))
+        assert same.any(dim=0).all()
 
 
 @pytest.mark.parametrize("unbatched", [True, False])

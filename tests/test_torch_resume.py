@@ -175,6 +175,60 @@ def test_data_that_are_no_tensors_count(change, tmp_path):
         run(Net(), tmp_path, data=[batch], forward=forward)
 
 
+class Frame:
+    __slots__ = ("rows",)
+
+    def __init__(self, rows):
+        self.rows = rows
+
+
+class Table(Frame):
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.rows, dtype)
+
+
+@pytest.mark.parametrize("kind", [Frame, Table])
+def test_data_in_objects_count(kind, tmp_path):
+    forward = read_rows
+    for _ in range(2):
+        run(Net(), tmp_path, data=[kind(batches()[0].tolist())], forward=forward)
+    with pytest.raises(CheckpointError, match="another call"):
+        run(Net(), tmp_path, data=[kind(batches(seed=3)[0].tolist())], forward=forward)
+
+
+def read_rows(model, batch):
+    return model(torch.tensor(batch.rows))
+
+
+def test_another_forward_or_other_settings_of_modules_are_another_call(tmp_path):
+    def forward(scale):
+        return lambda model, batch: model(scale * batch)
+
+    for _ in range(2):
+        run(Net(), tmp_path, forward=forward(1.0))
+    with pytest.raises(CheckpointError, match=r"another call \(the forward differ"):
+        run(Net(), tmp_path, forward=forward(2.0))
+    strided, heads = Net(), Net()
+    strided.conv.stride, heads.attention.num_heads = (2,), 1
+    for model in (strided, heads):
+        with pytest.raises(CheckpointError, match=r"another call \(the modules differ"):
+            run(model, tmp_path, forward=forward(1.0))
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_a_checkpoint_whose_later_layer_is_damaged_changes_nothing(mode, tmp_path):
+    run(Net(), tmp_path, mode=mode)
+    data = tmp_path / "0002-head.safetensors"
+    data.write_bytes(data.read_bytes()[:-1])
+    model, dense = Net(), bits(Net())
+    with pytest.raises(CheckpointError, match="damaged.* or remove 0002-head.json to do that layer again"):
+        run(model, tmp_path, mode=mode)
+    assert_bits(model, dense)
+    (tmp_path / "0002-head.json").unlink()
+    run(model, tmp_path, mode=mode)
+    assert (model.head.weight == 0).any()
+
+
 def test_a_model_that_is_sparse_in_part_by_now_is_another_model(tmp_path):
     model = Net()
     with pytest.raises(KeyboardInterrupt):
@@ -264,7 +318,7 @@ DRIVER = """
         if found:
             break
     rng = random.Random(int(sys.argv[3]))
-    for _ in range(4):
+    for _ in range(10):
         child(folder / "times", seconds=rng.uniform(0.0, whole))
     print(json.dumps({
         "wanted": wanted, "found": found, "n_files": n_files, "last": child(folder / "times"),

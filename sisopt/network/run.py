@@ -188,6 +188,9 @@ class _Run:
                     del programs  # one layer's data at a time
             for number in open_numbers:  # those that the network has nothing to say of
                 reports.setdefault(number, _dense(layers[number], UNREACHED))
+            if reports and not any(report.included for report in reports.values()):
+                msg = "nothing can be made sparse: the batches give no layer that is included a sample that counts"
+                raise InvalidInputError(msg)
         except (InvalidInputError, InfeasibleBudgetError):
             self._waiting.clear()
             raise
@@ -251,7 +254,7 @@ def _dense(info: LayerInfo, status: str = "") -> LayerReport:
     status = status or ("kept dense" if not info.excluded else f"kept dense: {info.excluded}")
     return LayerReport(
         info.name, info.kind, info.shape, info.activation, info.n_weights, info.n_weights - info.n_zeros, info.flops,
-        0.0, None, None, None, status, 0.0, included=not info.excluded,
+        0.0, None, None, None, status, 0.0, included=not info.excluded and status != UNREACHED,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import GeneralizationWarning, InfeasibleBudgetError, InvalidInputError
+from ..errors import GeneralizationWarning, InfeasibleBudgetError, InvalidInputError, SisoptError
 from ..evaluation import output_energies
 from ..layer import sparsify
 from ..patterns import Pattern
@@ -232,7 +232,7 @@ def in_layer(name: str) -> Iterator[None]:
     """Put a layer's name into what goes wrong with it."""
     try:
         yield
-    except (InvalidInputError, InfeasibleBudgetError) as error:
+    except SisoptError as error:
         error.args = (f"layer {name!r}: {error}",)
         raise
     except Exception as error:  # of another solver, say

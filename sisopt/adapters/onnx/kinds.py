@@ -93,11 +93,11 @@ class _Vectors:
         return self._vectors.reshape(-1, self._vectors.shape[-1])[at].astype(np.float32, copy=False)
 
     def real(self, padding: npt.NDArray[np.bool_] | None) -> Places | None:
-        """Return the real ones where the vectors are tokens, (n_batch, length) or these one after another."""
+        """Return the real ones where the vectors are tokens or parts of these, (n_batch, length, ...) or flat."""
         tokens = self._vectors.shape[:-1]
-        if padding is None or tokens not in (padding.shape, (padding.size,)):
+        if padding is None or padding.shape != tokens[:2] and tokens != (padding.size,):
             return None
-        return np.flatnonzero(padding)
+        return np.flatnonzero(np.repeat(padding, math.prod(tokens[2:])))
 
 
 def _last(values: Array, axis: int) -> Array:
@@ -202,8 +202,9 @@ class _Patches:
         found: Array = np.moveaxis(padded, 1, -1)[tuple(index)]
         return found
 
-    def real(self, padding: npt.NDArray[np.bool_] | None) -> None:
-        """Return None: places are no tokens."""
+    def real(self, padding: npt.NDArray[np.bool_] | None) -> Places | None:
+        """Return the real ones where the places are tokens, those of a line that keeps its length."""
+        return None if padding is None or self._shape != padding.shape else np.flatnonzero(padding)
 
 
 def kind_of(node: onnx.NodeProto, index: int, stored: Sequence[int]) -> Kind:

@@ -22,7 +22,10 @@ def digest_of_call(function: Any) -> str:
 
 
 def digest_of_modules(model: nn.Module) -> str:
-    """Return the hash of what a model's modules are, and of their settings."""
+    """Return the hash of what a model's modules are and say of themselves, and of the settings of torch's own ones.
+
+    Attributes of others do not count: counters and caches are among them.
+    """
     return digest(
         [
             (name, type(module).__module__, type(module).__qualname__, module.extra_repr(), _settings(module))
@@ -32,15 +35,17 @@ def digest_of_modules(model: nn.Module) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that are numbers or text, or lists of these."""
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return all(is_plain(each) for each in value)
-        return value is None or isinstance(value, bool | int | float | str)
-
+    """Return the attributes of one of torch's modules that are numbers or text, or tuples of these."""
+    if not type(module).__module__.startswith("torch.nn."):
+        return {}
     public = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
-    return {name: value for name, value in sorted(public.items()) if is_plain(value)}
+    return {name: value for name, value in sorted(public.items()) if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _plain(value: Any) -> Any:

@@ -59,8 +59,8 @@ def fold_of(norm: Any) -> Fold | None:
 def put_offset(norm: Any, fold: Fold, offset: Array, rows: slice) -> None:
     """Let the normalisation's t be ``offset`` on some channels: by beta, whose place it is."""
     with torch.no_grad():
-        change = torch.from_numpy(offset - fold.offset[rows]).to(norm.bias.device, torch.float64)
-        norm.bias[rows] = (norm.bias[rows].to(torch.float64) + change).to(norm.bias.dtype)
+        found = _array(norm.bias[rows]) + (offset - fold.offset[rows])  # on the CPU: not every device has float64
+        norm.bias[rows] = torch.from_numpy(found).to(norm.bias)
 
 
 def can_fold(norm: nn.Module, has_bias: bool) -> bool:

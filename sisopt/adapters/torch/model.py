@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...activations import Activation
-from ...errors import InfeasibleBudgetError, InvalidInputError
+from ...errors import InfeasibleBudgetError, InvalidInputError, UnsupportedError
 from ...network import LayerSolver, NetworkReport, sparsify_network
 from ...network.samples import MAX_MEMORY, MAX_SAMPLES, Sampling, listed
 from ...patterns import Pattern
@@ -101,7 +101,7 @@ def sparsify_model(
     InvalidInputError
         If an argument is not what it should be, or a layer's data hold NaN; the model is as it was.
     UnsupportedError
-        If the model holds quantized or parametrized layers, which are named.
+        If the model holds quantized, parametrized or compiled layers, which are named, or cannot be copied.
     CheckpointError
         If the checkpoint is damaged, belongs to another call, or cannot be written.
     InfeasibleBudgetError
@@ -110,7 +110,7 @@ def sparsify_model(
     Warns
     -----
     UserWarning
-        If the model is in train mode; it is evaluated in eval mode.
+        If the model, or a part of it, is in train mode; it is evaluated in eval mode.
 
     Examples
     --------
@@ -126,17 +126,17 @@ def sparsify_model(
     ----------
     S. Verma, J.-C. Pesquet, "Sparsifying Networks via Subdifferential Inclusion", ICML 2021.
     """
-    if not isinstance(model, nn.Module):
-        msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
+    _check_model(model)
+    if forward is not None and not callable(forward):
+        msg = f"forward must be a function (model, batch) -> anything, got {forward!r}"
         raise InvalidInputError(msg)
     wanted = choice(include, exclude, activations)
     sampling = Sampling.checked(max_samples, max_memory, seed)
     data = listed(batches)
     run = call_model if forward is None else forward
-    _check_devices(model)
+    _check_tensors(model)
     sites_of(model, wanted.takes)  # refusals come before the copy, which some models do not allow
-    copies = not inplace or mode == "sequential"
-    twin = copy.deepcopy(model) if copies else model
+    twin = _copy_of(model) if not inplace or mode == "sequential" else model
     dense, sparse = (twin, model) if inplace else (model, twin)
     with _evaluating(model, twin):
         sites = trace(dense, lambda: run(dense, copied(data[0])), wanted.takes)
@@ -155,17 +155,47 @@ def sparsify_model(
     return replace(report, model=sparse)
 
 
-def _check_devices(model: nn.Module) -> None:
+def _check_model(model: Any) -> None:
+    """Refuse what is no model, or one whose modules are compiled: hooks and functions cannot be watched there."""
+    if not isinstance(model, nn.Module):
+        msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
+        raise InvalidInputError(msg)
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            msg = f"{where} is a ScriptModule of torch.jit, which cannot be watched: give what it was made from"
+            raise UnsupportedError(msg)
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            msg = f"{where} is compiled: give the model before torch.compile (its _orig_mod), and compile it afterwards"
+            raise UnsupportedError(msg)
+
+
+def _check_tensors(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
             msg = f"model: {name} is on the meta device and has no values: load the weights first"
             raise InvalidInputError(msg)
+        if tensor.is_inference():
+            msg = f"model: {name} was made under torch.inference_mode and cannot be written to: build the model outside"
+            raise InvalidInputError(msg)
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model: what its layers gave before they were sparse is their target."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:  # of tensors that were computed, and of what cannot be pickled
+        msg = (
+            f"model cannot be copied ({error}): remove what it keeps beside its parameters, such as activations, masks "
+            'and normalized weights, or ask for mode="parallel", which needs no copy in place'
+        )
+        raise UnsupportedError(msg) from error
 
 
 @contextmanager
 def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     """Put the models in eval mode, every module back where it was after."""
-    if model.training:
+    if any(module.training for module in model.modules()):
         msg = "model is in train mode: it is evaluated in eval mode, and put back after"
         warnings.warn(msg, UserWarning, stacklevel=4)
     fast_path = torch.backends.mha.get_fastpath_enabled()

@@ -71,7 +71,7 @@ class TorchNetwork:
         ]
         return {
             "modules": digest_of_modules(self._dense),
-            "weights": digest([self._dense.state_dict(), dict(self._dense.named_buffers())]),  # some are in no state
+            "weights": digest(self._dense.state_dict()),
             "forward": digest_of_call(self._forward),
             "batches": digest(self._batches),
             "layers": digest(plan),

@@ -152,8 +152,13 @@ def _check_matches(modules: dict[str, nn.Module], sites: Sequence[Site], wanted:
     for argument, selectors, among in (("include", wanted.include, names), ("exclude", wanted.exclude, modules)):
         for each in selectors:
             if not any(_selected(name, modules[name], (each,)) for name in among):
-                msg = f"{argument}: {each!r} matches no layer; {known}"
+                others = {type(module).__name__ for name, module in modules.items() if _selected(name, module, (each,))}
+                what = f"only {', '.join(sorted(others))}, not made sparse" if others else "no layer"
+                msg = f"{argument}: {each!r} matches {what}; {known}"
                 raise InvalidInputError(msg)
+    if not any(wanted.takes(name, modules[name]) for name in names):
+        msg = f"include and exclude leave no layer: {known}"
+        raise InvalidInputError(msg)
     for glob in wanted.activations:
         if not any(fnmatchcase(name, glob) for name in names):
             msg = f"activations: {glob!r} matches no layer; {known}"

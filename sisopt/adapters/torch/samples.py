@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,12 @@ def as_array(tensor: torch.Tensor) -> Floats:
 def padding_of(batch: Any) -> torch.Tensor | None:
     """Return where tokens of a batch are real, bool (n_batch, length), if it tells."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None  # tokenizers give mappings of their own
-    return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+    if mask is None:
+        return None
+    mask = torch.as_tensor(mask)
+    if mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1:  # one for all heads and queries: floats are added
+        mask = mask[:, 0, 0] >= 0 if mask.is_floating_point() else mask[:, 0, 0]
+    return mask != 0 if mask.dim() == 2 else None
 
 
 def bytes_of(programs: Sequence[Program], samples: int, n_outputs: int) -> int:
@@ -41,7 +46,13 @@ def bytes_of(programs: Sequence[Program], samples: int, n_outputs: int) -> int:
 
 def batch_size(batch: Any) -> int:
     """Return how many samples a batch holds: the first dimension of its first tensor, 1 where it holds none."""
+    return next((int(each.shape[0]) for each in _arrays_in(batch)), 1)
+
+
+def _arrays_in(batch: Any) -> Iterator[Any]:
+    """Yield the arrays in a batch that have a dimension."""
     if hasattr(batch, "shape"):
-        return int(batch.shape[0]) if len(batch.shape) else 1
-    values: Any = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((batch_size(v) for v in values if hasattr(v, "shape") or isinstance(v, list | tuple | Mapping)), 1)
+        yield from (batch,) if len(batch.shape) else ()
+    elif isinstance(batch, Mapping | list | tuple):
+        for each in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _arrays_in(each)

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...activations import Activation, get_activation
 from ...errors import UnsupportedError
+from ...network.solving import in_layer
 from .activations import DROPOUTS, PASSING, activation_of
 from .folding import can_fold, fold_of
 from .forwards import tensors_in
@@ -121,7 +122,8 @@ def trace(model: nn.Module, forward: Callable[[], object], takes: Takes = lambda
             site.n_calls += 1
             times[name] = sources.now
             if site.n_calls == 1 and takes(name, module):
-                site.positions = site.kind.call(module, args, kwargs).n_positions
+                with in_layer(name):
+                    site.positions = site.kind.call(module, args, kwargs).n_positions
                 site.input_bytes = sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs)))
 
         return hook

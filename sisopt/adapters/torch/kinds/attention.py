@@ -32,6 +32,7 @@ class AttentionCall:
         queries, keys = self._sequences[0], self._sequences[1]
         self._n_batch, self._lengths = len(queries), (queries.shape[1], keys.shape[1])
         self.n_positions = self._n_batch * max(self._lengths) if min(self._lengths) else 0
+        self._real: list[torch.Tensor | None] = [None, None]  # tokens among the queries and keys that are no padding
 
     @cached_property
     def _attended(self) -> torch.Tensor:
@@ -46,15 +47,23 @@ class AttentionCall:
     def inputs(self, program: int, at: torch.Tensor) -> torch.Tensor:
         """Return the drawn tokens of the queries, keys, values or attended values."""
         tokens = self._attended if program == 3 else self._sequences[program]
-        tokens = tokens.flatten(0, 1)
-        return tokens[at.to(tokens.device) * len(tokens) // self.n_positions]
+        flat = tokens.flatten(0, 1)
+        rows = at.to(flat.device) * len(flat) // self.n_positions
+        real = self._real[program in (1, 2)]
+        return flat[rows if real is None else _among(real.to(flat.device), rows)]
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
-        """Return the padding flattened where queries and keys are both such tokens."""
-        length, n_keys = self._lengths
-        if length != n_keys or padding.shape != (self._n_batch, length):
+        """Return the padding flattened where queries and keys are both such tokens.
+
+        Where only the ones are, the real ones among them take the places of the others, which stay.
+        """
+        such = [padding.shape == (self._n_batch, length) for length in self._lengths]
+        if all(such):
+            return padding.reshape(-1)
+        if not any(such):
             return None
-        return padding.reshape(-1)
+        self._real[such.index(True)] = padding
+        return padding.any(1).repeat_interleave(max(self._lengths))
 
 
 class Attention:
@@ -94,6 +103,14 @@ class Attention:
 def _batch_first(tokens: torch.Tensor) -> torch.Tensor:
     """Return tokens as (n_batch, length, n_in)."""
     return tokens[None] if tokens.dim() == 2 else tokens.transpose(0, 1)
+
+
+def _among(real: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return rows of (n_batch x length) moved to ``real`` tokens (n_batch, length) of their sequence, evenly."""
+    length = real.shape[1]
+    batch, token = rows // length, rows % length
+    first = torch.argsort(~real, dim=1, stable=True)  # real ones in front
+    return batch * length + first[batch, token * real.sum(1)[batch] // length]
 
 
 def _parts(module: Any, number: int) -> tuple[str, torch.Tensor, torch.Tensor | None]:

@@ -86,8 +86,8 @@ class PlaceCall:
         return self._vectors[tuple(index)]
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
-        """Return None: places are no tokens."""
-        return None
+        """Return the padding flattened where the places are tokens, those of a line that keeps its length."""
+        return padding.reshape(-1) if self._shape == padding.shape else None
 
 
 class Convolution:

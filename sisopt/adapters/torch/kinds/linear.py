@@ -24,9 +24,14 @@ class VectorCall:
         return self._vectors.reshape(-1, self._vectors.shape[-1])[at.to(self._vectors.device)]
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
-        """Return the padding flattened where the vectors are tokens: (n_batch, length), the other way round or flat."""
+        """Return the padding where the vectors are tokens, or parts of tokens such as heads.
+
+        They are (n_batch, length, ...), (length, n_batch) or flat.
+        """
         tokens = self._vectors.shape[:-1]
-        if tokens in (padding.shape, (padding.numel(),)):
+        if tokens[:2] == padding.shape:
+            return padding.reshape(-1).repeat_interleave(tokens[2:].numel())
+        if tokens == (padding.numel(),):
             return padding.reshape(-1)
         return padding.T.reshape(-1) if tokens == padding.shape[::-1] else None
 
