@@ -52,6 +52,21 @@ def agrees(nodes, shape, stored):
     np.testing.assert_array_equal(call.inputs(0, some), call.inputs(0, at)[some])
 
 
+@pytest.mark.parametrize(
+    ("nodes", "shape", "stored", "real"),
+    [
+        ("y = MatMul(x, w)", (2, 3, 4, 5), (5, 2), [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]),  # heads of tokens
+        ("y = MatMul(x, w)", (2, 4, 5), (5, 2), None),
+        ("y = Conv <pads = [1, 1]> (x, w)", (2, 5, 3), (2, 5, 3), [0, 1, 3]),
+        ("y = Conv(x, w)", (2, 5, 3), (2, 5, 3), None),
+    ],
+)
+def test_padding_of_tokens(nodes, shape, stored, real):
+    (site,) = find_sites(Graph(graph_model(nodes, {"x": shape}, w=np.ones(stored, np.float32))))
+    found = site.kind.call(np.ones(shape, np.float32)).real(np.array([[True, True, False], [True, False, False]]))
+    assert found is None if real is None else found.tolist() == real
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_is_matrices_on_patches(name):
     attributes, shape, stored = CONVOLUTIONS[name]

@@ -73,6 +73,22 @@ def test_tokens_with_time_first_know_their_padding():
     assert seen.shape == (3, 3) and (seen == 1.0).all()
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.array,
+        list,
+        lambda mask: torch.tensor(mask)[:, None, None],  # one for all heads and queries
+        lambda mask: torch.tensor(mask)[:, None, None].float().log(),  # such as are added to scores
+    ],
+    ids=["array", "list", "4-d", "added"],
+)
+def test_padding_is_told_by_masks_of_any_kind(kind):
+    x = torch.randn(2, 3, 3)
+    (seen,) = seen_by(Reader().eval(), [{"x": x, "attention_mask": kind([[1, 1, 0], [1, 0, 0]])}])
+    assert torch.equal(torch.from_numpy(seen), x.reshape(6, 3)[[0, 1, 3]])
+
+
 def test_all_steps_of_a_cell_are_drawn_from():
     class Steps(nn.Module):
         def __init__(self):
