@@ -412,6 +412,29 @@ def test_padding_never_enters_the_data(kind):
     assert_bits(model, found[0])
 
 
+@pytest.mark.parametrize("padded", ["queries", "keys"])
+def test_padding_on_one_side_of_an_attention(padded):
+    def forward(model, batch):
+        query, keys = batch["x"]
+        mask = batch["attention_mask"] == 0
+        return model(query, keys, keys, key_padding_mask=mask if padded == "keys" else None)[0]
+
+    x = torch.randn(4, 3, 8), torch.randn(4, 7, 8)
+    real = torch.ones(4, 3 if padded == "queries" else 7, dtype=torch.long)
+    real[0, 1:], real[1, 2:] = 0, 0
+    x[padded == "keys"][real == 0] = 1e6
+    model = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    seen = []
+
+    def unchanged(inputs, weight, bias, goal):
+        seen.append(float(np.abs(inputs).max()))
+        return weight, bias
+
+    report = fast(model, [{"x": x, "attention_mask": real}], sparsity=0.5, forward=forward, layer_solver=unchanged)
+    assert len(seen) == 4 and max(seen) < 10
+    assert report.layers[0].output_error < 1e-5  # targets are of the same tokens
+
+
 def test_max_samples_are_drawn_reproducibly():
     x, found = torch.randn(3, 50, 8), []
     for seed in (0, 0, 1):
@@ -825,8 +848,9 @@ def test_weights_on_the_meta_device_are_refused():
 def test_weights_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         model = mlp(6, 8, 4)
-    with pytest.raises(InvalidInputError, match="0.weight was made under torch.inference_mode"):
+    with pytest.raises(InvalidInputError, match="0.weight was made in torch.inference_mode"):
         fast(model, torch.randn(2, 40, 6), sparsity=0.5)
+    assert quick(model, torch.randn(2, 40, 6), sparsity=0.5, inplace=False).n_kept == 40
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit

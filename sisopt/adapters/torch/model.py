@@ -134,7 +134,7 @@ def sparsify_model(
     sampling = Sampling.checked(max_samples, max_memory, seed)
     data = listed(batches)
     run = call_model if forward is None else forward
-    _check_tensors(model)
+    _check_tensors(model, inplace)
     sites_of(model, wanted.takes)  # refusals come before the copy, which some models do not allow
     twin = _copy_of(model) if not inplace or mode == "sequential" else model
     dense, sparse = (twin, model) if inplace else (model, twin)
@@ -170,13 +170,14 @@ def _check_model(model: Any) -> None:
             raise UnsupportedError(msg)
 
 
-def _check_tensors(model: nn.Module) -> None:
+def _check_tensors(model: nn.Module, inplace: bool) -> None:
+    written = inplace and not torch.is_inference_mode_enabled()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
             msg = f"model: {name} is on the meta device and has no values: load the weights first"
             raise InvalidInputError(msg)
-        if tensor.is_inference():
-            msg = f"model: {name} was made under torch.inference_mode and cannot be written to: build the model outside"
+        if written and tensor.is_inference():
+            msg = f"model: {name} was made in torch.inference_mode and cannot be written to: ask for inplace=False"
             raise InvalidInputError(msg)
 
 
@@ -196,7 +197,7 @@ def _copy_of(model: nn.Module) -> nn.Module:
 def _evaluating(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     """Put the models in eval mode, every module back where it was after."""
     if any(module.training for module in model.modules()):
-        msg = "model is in train mode: it is evaluated in eval mode, and put back after"
+        msg = "model, or a part of it, is in train mode: it is evaluated in eval mode, and put back after"
         warnings.warn(msg, UserWarning, stacklevel=4)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would bypass the modules inside

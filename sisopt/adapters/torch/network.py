@@ -172,7 +172,7 @@ class TorchNetwork:
                 added = [_added(stop, calls[0].n_positions) for stop in together] if shifts else []
                 if any(each is None for each in added):
                     continue  # a batch that goes another way than the one that was traced
-                at = drawn(calls[-1], padding, draw)
+                at = drawn(calls, padding, draw)
                 if not len(at):
                     continue
                 here = [as_array(each[at.to(each.device)]) for each in added if each is not None]

@@ -15,11 +15,13 @@ from .kinds.base import Call, Program
 Floats = npt.NDArray[np.float32]
 
 
-def drawn(call: Call, padding: torch.Tensor | None, draw: Draw) -> torch.Tensor:
-    """Return positions of a call, in order; those of padding never."""
-    kept = None if padding is None else call.kept(padding)
+def drawn(calls: Sequence[Call], padding: torch.Tensor | None, draw: Draw) -> torch.Tensor:
+    """Return positions of a call, seen in several passes, in order; those of padding never."""
+    kept = None
+    if padding is not None:
+        kept = [call.kept(padding) for call in calls][-1]  # all are to know of it
     real = None if kept is None else torch.nonzero(kept.cpu().reshape(-1)).reshape(-1).numpy()
-    return torch.from_numpy(draw(call.n_positions, real))
+    return torch.from_numpy(draw(calls[-1].n_positions, real))
 
 
 def as_array(tensor: torch.Tensor) -> Floats:
@@ -32,7 +34,10 @@ def padding_of(batch: Any) -> torch.Tensor | None:
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None  # tokenizers give mappings of their own
     if mask is None:
         return None
-    mask = torch.as_tensor(mask)
+    try:
+        mask = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError):  # a forward knows what it is
+        return None
     if mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1:  # one for all heads and queries: floats are added
         mask = mask[:, 0, 0] >= 0 if mask.is_floating_point() else mask[:, 0, 0]
     return mask != 0 if mask.dim() == 2 else None

@@ -43,7 +43,8 @@ class Call(Protocol):
 
     def kept(self, padding: torch.Tensor) -> torch.Tensor | None:
         """Return which positions are real ones, bool (n_positions,), given ``padding`` (n_batch, length), True there
-        where a token counts; None where the call's positions are not such tokens.
+        where a token counts; None where the call's positions are not such tokens. From then on, no padding is among
+        the inputs at these positions.
         """
 
 
