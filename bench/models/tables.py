@@ -85,7 +85,7 @@ def _times(subjects: Sequence[str], results: Sequence[ModelResult]) -> Table:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.2f}" if abs(value) > 2 else f"{value:.4f}"
+    return f"{value:.2f}" if value == 0 or abs(value) > 2 else f"{value:.4f}"
 
 
 def _word(holds: bool) -> str:

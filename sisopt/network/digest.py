@@ -7,8 +7,11 @@ has caught or is bound to, not the global names that it looks up.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, ItemsView, Mapping, Set, ValuesView
+from dataclasses import is_dataclass
 from functools import partial
+from os import PathLike, fspath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,6 +20,8 @@ import numpy as np
 Plain = Callable[[Any], Any]  # a framework's tensors as what is known here; anything else as it is
 
 DEEP = 100  # objects within objects that are gone into, in data
+
+_CONTAINERS = (np.ndarray, Mapping, list, tuple, Set, ValuesView, ItemsView, deque)
 
 
 def digest(value: Any, plain: Plain = lambda value: value) -> str:
@@ -27,8 +32,8 @@ def digest(value: Any, plain: Plain = lambda value: value) -> str:
 def digest_of_call(function: Any, plain: Plain = lambda value: value) -> str:
     """Return the hash of a function, or of an object that is called like one.
 
-    Of the objects that it has caught the attributes count, of what these hold no more than the types: caches and
-    counters are kept there.
+    Of the objects that it has caught the attributes count; of objects that these hold, dataclasses aside, no more than
+    the types: caches and counters are kept there.
     """
     return _Digest(plain, 1).of(function)
 
@@ -39,9 +44,12 @@ class _Digest:
     def __init__(self, plain: Plain, depth: int) -> None:
         self._plain, self._depth = plain, depth
         self._found = hashlib.sha256()
+        self._objects: dict[
+            int, tuple[int, Any]
+        ] = {}  # seen, by id: they stay, else ids return
 
-    def of(self, value: Any) -> str:
-        self._add(value, (), 0)
+    def of(self, value: Any, above: tuple[int, ...] = (), depth: int = 0) -> str:
+        self._add(value, above, depth)
         return self._found.hexdigest()
 
     def _add(self, value: Any, above: tuple[int, ...], depth: int) -> None:
@@ -55,23 +63,30 @@ class _Digest:
             self._found.update(value)
         elif value is None or isinstance(value, bool | int | float | complex | str | np.generic):
             self._note(repr(value))
+        elif isinstance(value, PathLike):
+            self._add(fspath(value), above, depth)
         elif id(value) in above:
             self._note("above")
-        elif isinstance(value, np.ndarray | Mapping | list | tuple | set | frozenset):
+        elif isinstance(value, _CONTAINERS):
             parts = _entries(value)
+            if isinstance(value, Set):
+                parts = sorted(_Digest(self._plain, self._depth).of(each, (*above, id(value)), depth) for each in parts)
             self._note(f"{'mapping' if isinstance(value, Mapping) else 'list'} {len(parts)}")
-            if isinstance(value, set | frozenset):
-                parts = sorted(_Digest(self._plain, self._depth).of(each) for each in parts)
             for each in parts:
                 self._add(each, (*above, id(value)), depth)
         else:
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            function = _parts_of_function(value)
-            self._note(kind)
-            if function is not None:
-                self._add(function, (*above, id(value)), depth)
-            elif depth < self._depth:
-                self._add(_parts(value), (*above, id(value)), depth + 1)
+            self._note(f"{type(value).__module__}.{type(value).__qualname__}")
+            self._add_object(value, above, depth)
+
+    def _add_object(self, value: Any, above: tuple[int, ...], depth: int) -> None:
+        function = _parts_of_function(value)
+        if function is not None:
+            self._add(function, (*above, id(value)), depth)
+        elif id(value) in self._objects:
+            self._note(f"again {self._objects[id(value)][0]}")
+        elif depth < self._depth or is_dataclass(value):
+            self._objects[id(value)] = len(self._objects), value
+            self._add(_parts(value), (*above, id(value)), depth + 1)
 
     def _note(self, text: str) -> None:
         self._found.update(f"{text}\n".encode())
@@ -99,18 +114,24 @@ def _parts_of_function(value: Any) -> tuple[Any, ...] | None:
 
 
 def _parts(value: Any) -> Any:
-    """Return what an object holds: as an array, in attributes, or by what it says of itself."""
+    """Return what an object holds: as an array, in attributes, or what it is made anew from."""
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         return np.asarray(value)
     names = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
     held = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in names}}
-    said = repr(value)
-    return held if held or " at 0x" in said else said
+    if held:
+        return held
+    try:
+        return value.__reduce_ex__(2)
+    except Exception:  # it cannot be told: its type has to do
+        return None
 
 
-def _slots(cls: type) -> tuple[str, ...]:
+def _slots(cls: type) -> list[str]:
     found = cls.__dict__.get("__slots__", ())
-    return (found,) if isinstance(found, str) else tuple(found)
+    names = (found,) if isinstance(found, str) else found
+    hidden = f"_{cls.__name__.lstrip('_')}"
+    return [f"{hidden}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names]
 
 
 def _is_full(cell: Any) -> bool:

@@ -100,17 +100,17 @@ class Draws:
     def __init__(self, total: int, sizes: Sequence[int], seed: int, number: int) -> None:
         self._shares, self._seed, self._number = quotas(total, sizes), seed, number
         self._open = 0  # samples that are still to come from the calls so far
+        self._coming: list[int] = []  # shares of the calls of this batch that were not made yet
 
     def of_batch(self, batch: int, n_calls: int) -> Iterator[Draw]:
         """Return, for each call of a batch, what draws from it: (n_positions, real ones or None) -> positions."""
-        if n_calls == 0:
-            self._open += self._shares[batch]
-        return self._of_calls(batch, quotas(self._shares[batch], [1] * n_calls))
+        self._open += sum(self._coming)
+        self._coming = quotas(self._shares[batch], [1] * n_calls) or [self._shares[batch]]
+        return (self._of_call(batch, call) for call in range(n_calls))
 
-    def _of_calls(self, batch: int, shares: Sequence[int]) -> Iterator[Draw]:
-        for call, share in enumerate(shares):
-            self._open += share
-            yield partial(self._draw, [self._seed, self._number, batch, call])
+    def _of_call(self, batch: int, call: int) -> Draw:
+        self._open += self._coming.pop(0)
+        return partial(self._draw, [self._seed, self._number, batch, call])
 
     def _draw(self, seed: list[int], n_positions: int, real: Places | None) -> Places:
         """Return positions in order, as many as are open."""

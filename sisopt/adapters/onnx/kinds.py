@@ -95,7 +95,9 @@ class _Vectors:
     def real(self, padding: npt.NDArray[np.bool_] | None) -> Places | None:
         """Return the real ones where the vectors are tokens or parts of these, (n_batch, length, ...) or flat."""
         tokens = self._vectors.shape[:-1]
-        if padding is None or padding.shape != tokens[:2] and tokens != (padding.size,):
+        if padding is not None and tokens == (padding.size,):
+            return np.flatnonzero(padding)
+        if padding is None or tokens[:2] != padding.shape or tokens[1] in tokens[2:]:  # tokens may be behind the heads
             return None
         return np.flatnonzero(np.repeat(padding, math.prod(tokens[2:])))
 

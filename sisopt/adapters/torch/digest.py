@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -28,10 +29,15 @@ def digest_of_modules(model: nn.Module) -> str:
     """
     return digest(
         [
-            (name, type(module).__module__, type(module).__qualname__, module.extra_repr(), _settings(module))
+            (name, type(module).__module__, type(module).__qualname__, _said(module), _settings(module))
             for name, module in model.named_modules()
         ]
     )
+
+
+def _said(module: nn.Module) -> str:
+    """Return what a module says of itself, addresses aside."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", module.extra_repr())
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -49,9 +55,16 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a tensor as its layout, dtype, shape and bytes."""
+    """Return a tensor as its layout, dtype, shape and bytes, a module as what it is and its state."""
+    if isinstance(value, nn.Module):
+        return digest_of_modules(value), value.state_dict()
     if not isinstance(value, torch.Tensor):
         return value
+    if value.is_nested:
+        return "nested", value.unbind()
+    about = str(value.layout), str(value.dtype), tuple(value.shape)
+    if value.is_meta:
+        return about
     dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
-    content = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return str(value.layout), str(value.dtype), tuple(value.shape), content
+    plain = dense.cpu().resolve_conj().resolve_neg().contiguous()
+    return *about, plain.reshape(-1).view(torch.uint8).numpy()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
@@ -74,23 +75,29 @@ def tensors_in(nested: object) -> Iterator[torch.Tensor]:
 
 
 def copied(value: Any) -> Any:
-    """Return a batch, or arguments, in containers of their own with copies of the tensors: models write to both."""
+    """Return a batch, or arguments, in containers of their own with copies of the tensors: models write to both.
+
+    Containers are lists, tuples, mappings and dataclasses; other objects are handed on.
+    """
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(copied, value))
-    if type(value) in (tuple, list):
-        return type(value)(map(copied, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        other: Any = copy.copy(value)
-        for each in fields(value):
-            object.__setattr__(other, each.name, copied(getattr(value, each.name)))
-        return other
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is tuple or hasattr(value, "_make"):  # or a named one
+        return getattr(value, "_make", tuple)(map(copied, value))
+    if not isinstance(value, list | MutableMapping) and (isinstance(value, type) or not is_dataclass(value)):
+        return value
+    other: Any = copy.copy(value)
+    if isinstance(value, list):
+        other[:] = map(copied, value)
     if isinstance(value, MutableMapping):
-        mapping = copy.copy(value)
-        mapping.update({key: copied(each) for key, each in value.items()})
-        return mapping
-    return value
+        for key in value:
+            other[key] = copied(value[key])
+    if is_dataclass(value):  # a mapping too, at times
+        for each in fields(value):
+            if hasattr(value, each.name):
+                object.__setattr__(other, each.name, copied(getattr(value, each.name)))
+    return other
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,14 @@ class Passes:
         """
         if self.holds and not every:
             while len(self._held) <= number:
-                self._held.append(_Held(self.forwards[len(self._held)]))
+                self._held.append(_Held(self.forwards[len(self._held)], _random_state(len(self._held))))
             held = self._held[number]
             stop = held.reach(self.modules[name])
             if stop is not None:
                 return [replace(stop, shift=self._kept.take(name, held.greenlet))]
         try:
-            stops = _replayed(self.modules[name], self.forwards[number], every)
+            with _random_from(_random_state(number)):
+                stops = _replayed(self.modules[name], self.forwards[number], every)
             shift = self._kept.take(name, getcurrent())
         finally:
             self._kept.forget(getcurrent())
@@ -169,6 +177,22 @@ def _replayed(module: nn.Module, forward: Forward, every: bool) -> list[Stop]:
     return found
 
 
+def _random_state(number: int) -> torch.Tensor:
+    """Return where torch's generator begins in passes over a batch: what one draws is drawn again in all others."""
+    return torch.Generator().manual_seed(number).get_state()
+
+
+@contextmanager
+def _random_from(state: torch.Tensor) -> Iterator[None]:
+    """Let torch's generator begin at a state, and put it back after."""
+    outside = torch.get_rng_state()
+    torch.set_rng_state(state)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(outside)
+
+
 class _Held:
     """One forward pass in a greenlet; it stops before the module that it is to reach.
 
@@ -176,12 +200,13 @@ class _Held:
     not enter any. Gradients are therefore off out here, and a pass is given up where the model has entered another.
     """
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, random: torch.Tensor) -> None:
         def run() -> None:
             forward()
 
         self.greenlet = greenlet(run)
         self._contexts: tuple[object, ...] = ()
+        self._random = random  # the state of torch's generator in the pass
 
     def reach(self, module: nn.Module) -> Stop | None:
         """Go on to the next call of a module; None where the pass ends without one, or cannot be held there."""
@@ -190,8 +215,9 @@ class _Held:
         handle = module.register_forward_pre_hook(self._hook, with_kwargs=True)
         self._contexts = _contexts()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _random_from(self._random):
                 stop = self.greenlet.switch()
+                self._random = torch.get_rng_state()
         finally:
             handle.remove()
         return stop if isinstance(stop, Stop) else None
@@ -199,7 +225,7 @@ class _Held:
     def close(self) -> None:
         """Unwind the pass."""
         if not self.greenlet.dead:
-            with torch.no_grad():
+            with torch.no_grad(), _random_from(self._random):
                 self.greenlet.throw(GreenletExit)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -216,6 +242,7 @@ def _contexts() -> tuple[object, ...]:
     return (
         torch.is_inference_mode_enabled(),
         *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
         *(torch.get_default_device(), torch.get_default_dtype()),
         *(cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
         id(warnings.filters),  # catch_warnings puts another list there

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ...activations import Activation
 from ...errors import InfeasibleBudgetError, InvalidInputError, UnsupportedError
@@ -173,6 +174,8 @@ def _check_model(model: Any) -> None:
 def _check_tensors(model: nn.Module, inplace: bool) -> None:
     written = inplace and not torch.is_inference_mode_enabled()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            continue  # its layer is refused by name
         if tensor.device.type == "meta":
             msg = f"model: {name} is on the meta device and has no values: load the weights first"
             raise InvalidInputError(msg)

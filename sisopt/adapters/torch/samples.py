@@ -38,8 +38,10 @@ def padding_of(batch: Any) -> torch.Tensor | None:
         mask = torch.as_tensor(mask)
     except (TypeError, ValueError, RuntimeError):  # a forward knows what it is
         return None
-    if mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1:  # one for all heads and queries: floats are added
-        mask = mask[:, 0, 0] >= 0 if mask.is_floating_point() else mask[:, 0, 0]
+    if mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1:  # one for all heads and queries
+        mask = mask[:, 0, 0]
+        if mask.is_floating_point() and not (mask > 0).any():  # 0 and -inf, to be added to scores
+            mask = mask == 0
     return mask != 0 if mask.dim() == 2 else None
 
 

@@ -29,7 +29,7 @@ class VectorCall:
         They are (n_batch, length, ...), (length, n_batch) or flat.
         """
         tokens = self._vectors.shape[:-1]
-        if tokens[:2] == padding.shape:
+        if tokens[:2] == padding.shape and tokens[1] not in tokens[2:]:  # else the tokens may be behind the heads
             return padding.reshape(-1).repeat_interleave(tokens[2:].numel())
         if tokens == (padding.numel(),):
             return padding.reshape(-1)
