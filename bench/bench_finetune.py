@@ -1,4 +1,4 @@
-"""A convolutional network for Fashion-MNIST, pruned, then trained on for an epoch with its zeros kept.
+"""A convolutional network for images, pruned, then trained on for an epoch with its zeros kept.
 
 The table closes a run, on the terminal and as Markdown in out/fine-tune.md.
 """
@@ -38,7 +38,8 @@ def results():
         (f"{level:.0%}".replace("%", " %"), method, *(f"{mean:.2f}" for mean in np.mean(each, axis=0)))
         for (level, method), each in found.items()
     ]
-    title = f"Fashion-MNIST, accuracy in %: mean of {len(SEEDS)} networks"
+    n_networks = min(map(len, found.values()))
+    title = f"{image_dataset().name}, accuracy in %: mean of {n_networks} networks"
     table = Table(title, ("zeros", "", "dense", "pruned", "after an epoch"), rows, (0, 1))
     print("\n".join(table.text()))
     OUT.mkdir(exist_ok=True)

@@ -57,6 +57,7 @@ def agrees(nodes, shape, stored):
     [
         ("y = MatMul(x, w)", (2, 3, 4, 5), (5, 2), [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]),  # heads of tokens
         ("y = MatMul(x, w)", (2, 4, 5), (5, 2), None),
+        ("y = MatMul(x, w)", (2, 3, 3, 5), (5, 2), None),
         ("y = Conv <pads = [1, 1]> (x, w)", (2, 5, 3), (2, 5, 3), [0, 1, 3]),
         ("y = Conv(x, w)", (2, 5, 3), (2, 5, 3), None),
     ],

@@ -157,6 +157,7 @@ CONTEXTS = [
     torch.enable_grad,
     torch.inference_mode,
     lambda: torch.autocast("cpu", torch.bfloat16),
+    lambda: torch.autocast("cpu", torch.float16),
     lambda: torch.device("cpu"),
     lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     warnings.catch_warnings,
@@ -174,6 +175,28 @@ def test_contexts_that_a_model_enters_end_with_it(context):
         assert torch.backends.cuda.flash_sdp_enabled()
         assert torch.get_default_dtype() == torch.float32
         assert warnings.filters is filters
+    assert_same(*found)
+
+
+class Noisy(Net):
+    def forward(self, x):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            for layer in self.layers:
+                x = torch.relu(layer(x)) + 0.1 * torch.randn(len(x), 6)
+            return x + torch.rand(1)
+
+
+@pytest.mark.parametrize("kind", [Noisy, lambda: Noisy().double()])
+def test_random_numbers_are_those_of_the_pass(kind):
+    batches, found, state = randn_batches(), [], torch.get_rng_state()
+    for holds in (True, False):
+        torch.manual_seed(1)
+        model = kind()
+        batches = [tuple(t.to(model.layers[0].weight.dtype) for t in batch) for batch in batches]
+        torch.set_rng_state(state)
+        found.append(inputs_of_all(model, batches, holds=holds, change=halve))
+        assert torch.equal(torch.get_rng_state(), state)
     assert_same(*found)
 
 

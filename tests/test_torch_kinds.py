@@ -140,6 +140,7 @@ def test_padding_of_tokens():
     assert kind.call(linear, (randn(7, 4),), {}).kept(padding) is None
     assert kind.call(linear, (randn(2, 5, 4),), {}).kept(padding) is None
     assert kind.call(linear, (randn(2, 7, 3, 4),), {}).kept(padding) is None
+    assert kind.call(linear, (randn(2, 3, 3, 4),), {}).kept(padding) is None  # tokens of heads, or heads of tokens?
     heads = randn(2, 3, 7, 4)  # of every token
     real = kind.call(linear, (heads,), {}).kept(padding)
     assert torch.equal(heads.reshape(-1, 4)[real], heads[padding].reshape(-1, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import functools
 import math
 import warnings
@@ -17,6 +18,7 @@ from torch import nn  # noqa: E402
 
 from sisopt import InfeasibleBudgetError, InvalidInputError, UnsupportedError  # noqa: E402
 from sisopt.adapters.torch import sparsify_model  # noqa: E402
+from sisopt.adapters.torch.forwards import copied  # noqa: E402
 from sisopt.network import LayerGoal, NetworkReport  # noqa: E402
 from sisopt.patterns import get_pattern  # noqa: E402
 
@@ -697,6 +699,30 @@ def test_what_a_model_does_to_its_batches_stays_in_its_pass():
     assert_bits(in_place, bits(pure))
     for batch, wanted in zip(batches, before, strict=True):
         assert torch.equal(batch["x"], wanted["x"])
+
+
+Pair = collections.namedtuple("Pair", "x y")
+
+
+@dataclasses.dataclass
+class Fields(collections.OrderedDict):
+    x: object = None
+    late: object = dataclasses.field(init=False)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Pair._make])
+@pytest.mark.parametrize("array", [torch.clone, lambda x: x.numpy().copy()])
+def test_copies_of_batches(kind, array):
+    x = torch.ones(3)
+    given = {"pair": kind([array(x), 3]), "count": collections.Counter(a=2), "fields": Fields(x=array(x))}
+    given["fields"]["x"] = given["fields"].x
+    found = copied(given)
+    assert found is not given and type(found["pair"]) is type(given["pair"])
+    assert found["count"] == {"a": 2}
+    for part in (found["pair"][0], found["fields"].x, found["fields"]["x"]):
+        part[:] = 0.0
+    for part in (given["pair"][0], given["fields"].x, given["fields"]["x"]):
+        assert (part == 1.0).all()
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 
 from sisopt import InvalidInputError, MaxPool  # noqa: E402
 from sisopt.adapters.torch import sparsify_model  # noqa: E402
-from sisopt.network.samples import quotas  # noqa: E402
+from sisopt.network.samples import Draws, quotas  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
 
@@ -73,15 +73,23 @@ def test_tokens_with_time_first_know_their_padding():
     assert seen.shape == (3, 3) and (seen == 1.0).all()
 
 
+def test_what_calls_that_are_not_made_take_comes_from_later_batches():
+    draws = Draws(10, [5, 5], seed=0, number=0)
+    draw = next(draws.of_batch(0, 2))  # the other call is not made
+    assert len(draw(50, None)) == 2
+    assert [len(draw(50, None)) for draw in draws.of_batch(1, 2)] == [5, 3]
+
+
 @pytest.mark.parametrize(
     "kind",
     [
         np.array,
         list,
         lambda mask: torch.tensor(mask)[:, None, None],  # one for all heads and queries
+        lambda mask: torch.tensor(mask)[:, None, None].float(),
         lambda mask: torch.tensor(mask)[:, None, None].float().log(),  # such as are added to scores
     ],
-    ids=["array", "list", "4-d", "added"],
+    ids=["array", "list", "4-d", "4-d of floats", "added"],
 )
 def test_padding_is_told_by_masks_of_any_kind(kind):
     x = torch.randn(2, 3, 3)
