@@ -44,9 +44,7 @@ class _Digest:
     def __init__(self, plain: Plain, depth: int) -> None:
         self._plain, self._depth = plain, depth
         self._found = hashlib.sha256()
-        self._objects: dict[
-            int, tuple[int, Any]
-        ] = {}  # seen, by id: they stay, else ids return
+        self._objects: dict[int, tuple[int, Any]] = {}  # seen, by id: they stay, else ids return
 
     def of(self, value: Any, above: tuple[int, ...] = (), depth: int = 0) -> str:
         self._add(value, above, depth)
