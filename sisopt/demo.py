@@ -195,6 +195,16 @@ def sparsify_network(
     return Network(tuple(weights), tuple(biases)), gaps, seconds
 
 
+def rehearse(dense: Network, images: Array) -> None:
+    """Sparsify a corner of the network: kernels that it needs are compiled then, and no others."""
+    widths = [images.shape[1], *(min(len(bias), 12) for bias in dense.biases)]
+    weights = (W[:n_out, :n_in] for W, n_out, n_in in zip(dense.weights, widths[1:], widths[:-1], strict=True))
+    biases = (bias[:n_out] for bias, n_out in zip(dense.biases, widths[1:], strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sisopt.GeneralizationWarning)
+        sparsify_network(Network(tuple(weights), tuple(biases)), images[:300], 0.5)
+
+
 def output_errors(network: Network, dense: Network, images: Array) -> list[float]:
     """Return ``||R(Z) - Y|| / ||Y||`` of every layer, Y from ``dense``; the last layer's R is the identity."""
     errors = []
@@ -232,7 +242,7 @@ def run(settings: Settings | None = None, progress: Progress | None = None) -> R
     dense = train(data, settings)
     names = [f"{index + 1} ({W.shape[1]}→{W.shape[0]})" for index, W in enumerate(dense.weights)]
     tell(1, total, "compiling")
-    sisopt.warmup()
+    rehearse(dense, data.images)
 
     layers: list[LayerRow] = []
     networks: list[NetworkRow] = []
