@@ -51,7 +51,7 @@ clean: ## remove what the targets build, .venv excepted
 # Whole models, and networks that benches train, need torch: a build without CUDA where there is one, of a version that fixes
 # their bits.
 $(STAMPS)/cpu-torch: | $(STAMPS)/venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --retries 1 --timeout 15 \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --retries 1 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
 	@touch $@
 
@@ -72,6 +72,7 @@ $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(@D) && touch $@
 
+# Bytecode comes with the first import, of what is imported: half of the time that an installation takes otherwise.
 $(STAMPS)/%: pyproject.toml | $(STAMPS)/venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[$*]'
 	@touch $@
