@@ -48,10 +48,14 @@ clean: ## remove what the targets build, .venv excepted
 	rm -rf build dist out docs/_build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find sisopt tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Bytecode comes with the first import, of what is imported, which halves the time of an installation; where Python may not
+# write it then, pip does.
+NO_COMPILE = $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+
 # Whole models, and networks that benches train, need torch: a build without CUDA where there is one, of a version that fixes
 # their bits.
 $(STAMPS)/cpu-torch: | $(STAMPS)/venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --retries 1 --timeout 15 \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(NO_COMPILE) --retries 1 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu 'torch==2.13.0'
 	@touch $@
 
@@ -72,7 +76,6 @@ $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(@D) && touch $@
 
-# Bytecode comes with the first import, of what is imported: half of the time that an installation takes otherwise.
 $(STAMPS)/%: pyproject.toml | $(STAMPS)/venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[$*]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(NO_COMPILE) --editable '.[$*]'
 	@touch $@
