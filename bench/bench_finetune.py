@@ -34,6 +34,8 @@ BATCH, RATE = 128, 1e-3  # a quarter of the rate that it was trained with at its
 def results():
     found: dict[tuple[float, str], list[tuple[float, float, float]]] = {}
     yield found
+    if not found:
+        return  # nothing could be had, or all failed: what an earlier run wrote stays
     rows = [
         (f"{level:.0%}".replace("%", " %"), method, *(f"{mean:.2f}" for mean in np.mean(each, axis=0)))
         for (level, method), each in found.items()
